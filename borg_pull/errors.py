@@ -1,0 +1,79 @@
+"""Every error class of the programs, each with its one exit code.
+
+The table of exit codes in ``docs/protocol.md`` is generated from this module, and
+``make check`` fails when two classes claim one code.
+"""
+
+from __future__ import annotations
+
+
+class BorgPullError(Exception):
+    """Base of all errors: ``message`` is one line for people, ``hint`` says what to do."""
+
+    exit_code: int
+    meaning: str
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def line(self) -> str:
+        """One printable line: the message, then the hint."""
+        text = self.message if self.hint is None else f"{self.message}; {self.hint}"
+        return printable(text)
+
+
+class RequestError(BorgPullError):
+    exit_code = 64
+    meaning = "the request does not parse"
+
+
+class SocketError(BorgPullError):
+    exit_code = 69
+    meaning = "no usable reverse-forwarded socket"
+
+
+class InternalError(BorgPullError):
+    exit_code = 70
+    meaning = "a fault of ours"
+
+
+class SystemRefusedError(BorgPullError):
+    exit_code = 71
+    meaning = "the system refused (fork, exec, capability)"
+
+
+class AuditError(BorgPullError):
+    exit_code = 73
+    meaning = "the audit record could not be written, so nothing was run"
+
+
+class BusyError(BorgPullError):
+    exit_code = 75
+    meaning = "busy or limited: try later"
+
+
+class NotAllowedError(BorgPullError):
+    exit_code = 77
+    meaning = "not allowed"
+
+
+class ConfigurationError(BorgPullError):
+    exit_code = 78
+    meaning = "the configuration is wrong or not trustworthy"
+
+
+# Exit codes of a borg that ran; not errors of ours.
+BORG_SUCCESS = 0
+BORG_WARNING = 1
+BORG_ERROR = 2
+
+
+def printable(text: str) -> str:
+    """``text`` with everything a terminal could act on escaped, so it stays one harmless line."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in text
+    )

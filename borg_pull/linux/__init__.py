@@ -1,0 +1,1 @@
+"""The only door to the kernel: capabilities, process attributes, path resolution."""

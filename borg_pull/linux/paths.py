@@ -1,0 +1,31 @@
+"""Opening a path without following a symbolic link in any component (openat2(2), Linux 5.6)."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from borg_pull.errors import SystemRefusedError
+from borg_pull.linux._kernel import lib
+
+_AT_FDCWD = -100
+_NO_LINKS = lib.BP_RESOLVE_NO_SYMLINKS | lib.BP_RESOLVE_NO_MAGICLINKS
+
+
+def open_without_links(path: bytes, flags: int, directory: int = _AT_FDCWD) -> int:
+    """A descriptor of ``path``; OSError with ELOOP when any component is a symbolic link.
+
+    Raises SystemRefusedError on kernels that lack openat2.
+    """
+    result: int = lib.bp_openat2(directory, path, flags | os.O_CLOEXEC, _NO_LINKS)
+    if result == -errno.ENOSYS:
+        raise SystemRefusedError("the kernel lacks openat2", "use Linux 5.6 or newer")
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), os.fsdecode(path))
+    return result
+
+
+def landlock_abi() -> int | None:
+    """The kernel's Landlock ABI level, None where it has none or has it switched off."""
+    level: int = lib.bp_landlock_abi()
+    return level if level > 0 else None
