@@ -1,0 +1,73 @@
+"""The pytest fixtures of the harness; ``tests/conftest.py`` makes them known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from .builds import EVERY, FROZEN, PAIRS, Build
+from .site import Installations, Site
+from .workplace import IS_ROOT
+
+MATRICES = {"every": EVERY, "pairs": PAIRS, "frozen": FROZEN}
+NEEDS_ROOT = "needs root: makes accounts, capabilities or devices"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the markers of the harness known."""
+    config.addinivalue_line("markers", f"needs_root: {NEEDS_ROOT}")
+    config.addinivalue_line(
+        "markers",
+        "builds(matrix): run for 'every' build with every borg, only the 'frozen' build with "
+        "every borg, or (without the marker) in 'pairs': each build and each borg once",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Report as skipped what needs root, where there is none."""
+    if IS_ROOT:
+        return
+    for item in items:
+        if item.get_closest_marker("needs_root"):
+            item.add_marker(pytest.mark.skip(reason=NEEDS_ROOT))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for ``build`` once for each build of its matrix."""
+    if "build" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("builds")
+        matrix = MATRICES[marker.args[0] if marker else "pairs"]
+        metafunc.parametrize("build", matrix, ids=lambda build: build.name, scope="function")
+
+
+@pytest.fixture(scope="session")
+def installations() -> Iterator[Installations]:
+    """Builds, daemons and accounts of this worker."""
+    made = Installations()
+    yield made
+    made.close()
+
+
+SiteMaker = Callable[..., Site]
+
+
+@pytest.fixture
+def make_site(installations: Installations) -> Iterator[SiteMaker]:
+    """Makes sites, with the arguments of ``Site`` after its first; nothing may outlive the test."""
+    sites: list[Site] = []
+
+    def make(build: Build, **options: object) -> Site:
+        site = Site(installations, build, **options)  # type: ignore[arg-type]
+        sites.append(site)
+        return site
+
+    yield make
+    for site in sites:
+        site.close()
+
+
+@pytest.fixture
+def site(make_site: SiteMaker, build: Build) -> Site:
+    """A site of the build under test."""
+    return make_site(build)

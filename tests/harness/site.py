@@ -1,0 +1,102 @@
+"""A whole site for one test: a source, its account, and the backup servers that pull from it."""
+
+from __future__ import annotations
+
+from . import builds
+from .builds import Build, Programs
+from .peer import Peer, Repository
+from .source import Source
+from .sshd import SshServer
+from .workplace import IS_ROOT, Account, Workplace
+
+
+class Installations:
+    """What is made once for all tests of a worker: builds, daemons, accounts."""
+
+    def __init__(self) -> None:
+        self.workplace = Workplace()
+        self._programs: dict[tuple[str, bool], Programs] = {}
+        self._servers: dict[int, SshServer] = {}
+        self._idle: list[Account] = []
+
+    def programs(self, build: Build, *, capable: bool) -> Programs:
+        """The programs of ``build``, installed once."""
+        key = (build.programs, capable)
+        if key not in self._programs:
+            self._programs[key] = builds.install(*key[:1], self.workplace, capable=capable)
+        return self._programs[key]
+
+    def server(self, client_alive_interval: int = 0) -> SshServer:
+        """The sshd with this keep-alive interval in seconds, started once."""
+        if client_alive_interval not in self._servers:
+            server = SshServer(self.workplace, client_alive_interval=client_alive_interval)
+            server.start()
+            self._servers[client_alive_interval] = server
+        return self._servers[client_alive_interval]
+
+    def take_account(self) -> Account:
+        """An account nobody else uses now."""
+        return self._idle.pop() if self._idle else self.workplace.account()
+
+    def return_account(self, account: Account) -> None:
+        """Give back an account for which nothing runs any more."""
+        self._idle.append(account)
+
+    def close(self) -> None:
+        """Stop and remove everything."""
+        for server in self._servers.values():
+            server.stop()
+        self.workplace.close()
+
+
+class Site:
+    """A source with one account, and its backup servers by client name."""
+
+    def __init__(
+        self,
+        installations: Installations,
+        build: Build,
+        *,
+        client_alive_interval: int = 0,
+        capable: bool | None = None,
+    ) -> None:
+        if capable is None:
+            capable = IS_ROOT and build.programs == "frozen"
+        self.build = build
+        self.borg = builds.borg(build.borg)
+        self.server = installations.server(client_alive_interval)
+        self._installations = installations
+        self.account = installations.take_account()
+        self.source = Source(
+            installations.workplace,
+            self.account,
+            installations.programs(build, capable=capable),
+            self.borg,
+        )
+        self.peers: dict[str, Peer] = {}
+
+    def peer(self, name: str = "luna", command: str | None = None) -> Peer:
+        """The backup server that logs in as client ``name``; made at first use."""
+        if name not in self.peers:
+            peer = Peer(self._installations.workplace, self.server, self.source, name, self.borg)
+            peer.authorize(command)
+            self.peers[name] = peer
+        return self.peers[name]
+
+    def allow(self, client: str = "luna", **keys: object) -> None:
+        """Write a whitelist of this one client, which may reach unencrypted new repositories."""
+        self.source.write_whitelist({client: {"allow_unknown_repository": True} | keys})
+
+    def repository(self, name: str = "repository", *, encryption: str = "none") -> Repository:
+        """A new repository of the backup server luna."""
+        return self.peer().repository(name, encryption=encryption)
+
+    def close(self) -> None:
+        """Wait until nothing of it runs, then remove it."""
+        try:
+            self.source.assert_nothing_left()
+        finally:
+            for peer in self.peers.values():
+                peer.remove()
+            self.source.remove()
+        self._installations.return_account(self.account)
