@@ -11,6 +11,7 @@ bundle=build/frozen/borg-pull
 : "${SOURCE_DATE_EPOCH:=$(git -c safe.directory='*' log -1 --format=%ct 2>/dev/null || echo 315532800)}"
 export SOURCE_DATE_EPOCH
 export PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8 TZ=UTC
+export PYTHONNODEBUGRANGES=1 # byte code without columns: less to read at each start
 export PYINSTALLER_CONFIG_DIR=build/pyinstaller # not the user's cache of stripped libraries
 umask 022
 
