@@ -39,7 +39,9 @@ class Record(metaclass=_RecordType):
                     raise TypeError(f"{type(self).__name__}: field {name} is missing")
                 object.__setattr__(self, name, fields.pop(name))
             if fields:
-                raise TypeError(f"{type(self).__name__}: no such field: {', '.join(fields)}")
+                raise TypeError(
+                    f"{type(self).__name__}: no such field: {', '.join(fields)}"
+                )
 
     def __setattr__(self, name: str, _value: object) -> NoReturn:
         raise AttributeError(f"{type(self).__name__}.{name} is read-only")

@@ -36,7 +36,8 @@ def make_effective(capability: int | None) -> None:
     sets = current()
     effective = 0 if capability is None else (1 << capability) & sets.permitted
     _check(
-        lib.bp_capset(effective, sets.permitted, sets.inheritable), "set the capabilities in force"
+        lib.bp_capset(effective, sets.permitted, sets.inheritable),
+        "set the capabilities in force",
     )
 
 

@@ -26,6 +26,25 @@ def set_parent_death_signal(signal_number: int) -> None:
     _prctl_call(_prctl.PR_SET_PDEATHSIG, signal_number, "set the parent-death signal")
 
 
+def become_subreaper() -> None:
+    """Become the parent of every orphan among the descendants, so that none escapes."""
+    _prctl_call(_prctl.PR_SET_CHILD_SUBREAPER, 1, "become the subreaper")
+
+
+def children() -> list[int]:
+    """Pids of the children of this single-threaded process (CONFIG_PROC_CHILDREN)."""
+    try:
+        descriptor = os.open("/proc/thread-self/children", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SystemRefusedError(
+            f"cannot list child processes: {error.strerror}"
+        ) from error
+    try:
+        return [int(word) for word in os.read(descriptor, 64 * 1024).split()]
+    finally:
+        os.close(descriptor)
+
+
 def is_secure_execution() -> bool:
     """Whether the kernel started this program with more privilege than its caller (AT_SECURE)."""
     return lib.bp_at_secure() != 0

@@ -1,0 +1,1 @@
+"""The forced command on the machine that owns the data."""

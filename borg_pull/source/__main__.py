@@ -1,0 +1,5 @@
+import sys
+
+from borg_pull.source.main import main
+
+sys.exit(main())

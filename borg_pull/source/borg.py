@@ -1,0 +1,105 @@
+"""What borg is given and what its exit means. Pure: argv and environment are built from nothing."""
+
+from __future__ import annotations
+
+from borg_pull.digest import sha256
+from borg_pull.errors import BORG_ERROR, BORG_SUCCESS, BORG_WARNING
+from borg_pull.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from borg_pull.source.judge import Allowed
+    from borg_pull.source.whitelist import ClientRules, Runtime
+
+
+class BorgCommand(Record):
+    """One run of borg."""
+
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def state_directory(runtime: Runtime, client: str) -> str:
+    """The client's own directory, borg's ``BORG_BASE_DIR``."""
+    return f"{runtime.home.rstrip('/')}/clients/{client}"
+
+
+def socket_path(runtime: Runtime, allowed: Allowed) -> str:
+    """Path of the forwarded socket."""
+    return f"{runtime.socket_dir.rstrip('/')}/{allowed.socket_name}"
+
+
+def command(
+    allowed: Allowed,
+    client: str,
+    rules: ClientRules,
+    runtime: Runtime,
+    socket_wrapper: str,
+) -> BorgCommand:
+    """The borg run for a judged request.
+
+    The URL's host is the client's name: borg hands it to the socket wrapper, which ignores it,
+    and shows it in messages. Variables are those of ``borg help`` (Environment Variables).
+    """
+    location = f"ssh://{client}{allowed.repository}"
+    if allowed.archive is not None:
+        location = f"{location}::{allowed.archive}"
+    paths = tuple(grant.path for grant in allowed.grants)
+    environment = base_environment(runtime, client)
+    environment.update(
+        BORG_RSH=socket_wrapper,
+        BORGSOCKETWRAP_SOCKET_PATH=socket_path(runtime, allowed),
+        BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=_answer(
+            rules.allow_unknown_repository
+        ),
+        BORG_RELOCATED_REPO_ACCESS_IS_OK=_answer(rules.allow_relocated_repository),
+    )
+    if allowed.verb == "create":
+        # One files cache a set of paths: with one for all, each run would throw out the
+        # entries of the other sets as unseen.
+        digest = sha256("\0".join(sorted(paths)).encode("utf-8", "surrogateescape"))
+        environment["BORG_FILES_CACHE_SUFFIX"] = digest.hexdigest()[:16]
+    return BorgCommand(
+        argv=(runtime.borg, allowed.verb, *allowed.options, "--", location, *paths),
+        environment=environment,
+    )
+
+
+def version_command(runtime: Runtime, client: str) -> BorgCommand:
+    """The run that tells borg's version."""
+    return BorgCommand(
+        argv=(runtime.borg, "--version"), environment=base_environment(runtime, client)
+    )
+
+
+def base_environment(runtime: Runtime, client: str) -> dict[str, str]:
+    """The environment every borg gets; nothing of the caller's is in it."""
+    state = state_directory(runtime, client)
+    return {
+        "PATH": "/usr/bin:/bin",
+        "HOME": state,
+        "TMPDIR": f"{state}/tmp",
+        # Without a UTF-8 locale borg cannot name files outside ASCII.
+        "LC_ALL": "C.UTF-8",
+        "BORG_BASE_DIR": state,
+        "BORG_EXIT_CODES": "modern",
+    }
+
+
+def _answer(allowed: bool) -> str:
+    return "yes" if allowed else "no"
+
+
+# borg 1.4's modern codes (its docs, "Return codes"): warnings are 1 and 100 to 127, errors the
+# rest below; 128 and more is a signal. Older borgs use 0, 1, 2 alone.
+_FIRST_WARNING = 100
+_LAST_WARNING = 127
+
+
+def exit_of(borg_code: int) -> int:
+    """0, 1 or 2 for borg's exit status; an end by a signal is an error."""
+    if borg_code == 0:
+        return BORG_SUCCESS
+    if borg_code == 1 or _FIRST_WARNING <= borg_code <= _LAST_WARNING:
+        return BORG_WARNING
+    return BORG_ERROR

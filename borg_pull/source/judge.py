@@ -1,0 +1,249 @@
+"""Judgement: a request against one client's rules. Pure; it can act on nothing.
+
+The answer carries everything that execution may use, or the reason for the refusal.
+"""
+
+from __future__ import annotations
+
+import time
+
+from borg_pull.record import Record
+from borg_pull.source.request import Request, archive_parts, quoted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from borg_pull.source.whitelist import ClientRules
+
+
+class Context(Record):
+    """What placeholders in archive names stand for."""
+
+    hostname: str
+    local_time: time.struct_time
+    utc_time: time.struct_time
+
+
+class Grant(Record):
+    """One path the request may read, and the rule that grants it."""
+
+    path: str
+    rule: str
+
+
+class Allowed(Record):
+    """A judged request: all that execution may use."""
+
+    verb: str
+    repository: str
+    archive: str | None
+    """Name with its placeholders expanded."""
+    grants: tuple[Grant, ...]
+    options: tuple[str, ...]
+    """Arguments for borg behind the verb, operands excluded, each one word."""
+    socket_name: str
+    """File name of the forwarded socket inside the socket directory."""
+    json: bool
+    log_json: bool
+    rule: str
+    """The rule that allows the verb."""
+
+
+class Refused(Record):
+    """A request that may not run."""
+
+    reason: str
+    hint: str | None
+    rule: str
+    """The rule that decided."""
+
+
+def judge(
+    request: Request, client: str, rules: ClientRules, context: Context
+) -> Allowed | Refused:
+    """The verdict on ``request``. ``hello`` needs none and is not judged here."""
+    if request.verb not in rules.allow:
+        return Refused(
+            reason=f"verb {request.verb} is not allowed to client {client}",
+            hint=f"allowed are {', '.join((*rules.allow, 'hello'))}",
+            rule="allow",
+        )
+    repository = request.repository
+    if repository is None:
+        return Refused(
+            reason="the request names no repository", hint=None, rule="request"
+        )
+    if rules.repositories and _plain(repository) not in map(_plain, rules.repositories):
+        return Refused(
+            reason=f"repository {quoted(repository)} is not allowed to client {client}",
+            hint=None,
+            rule="repositories",
+        )
+    refused = _VERB_RULES.get(request.verb, _nothing_more)(request, client, rules)
+    if refused is not None:
+        return refused
+    grants: list[Grant] = []
+    for path in request.paths:
+        rule = _granting_rule(path, rules)
+        if rule is None:
+            return Refused(
+                reason=f"path {quoted(path)} is not allowed to client {client}",
+                hint="paths are compared verbatim, trees from their top",
+                rule="paths, trees",
+            )
+        grants.append(Grant(path=path, rule=rule))
+    nonce = request.value("socket")
+    return Allowed(
+        verb=request.verb,
+        repository=repository,
+        archive=None if request.archive is None else expand(request.archive, context),
+        grants=tuple(grants),
+        options=_borg_options(request, rules),
+        socket_name=f"{client}.sock" if nonce is None else f"{client}.{nonce}.sock",
+        json=request.has("json"),
+        log_json=request.has("log-json"),
+        rule=f"allow[{rules.allow.index(request.verb)}]",
+    )
+
+
+def expand(name: str, context: Context) -> str:
+    """The archive name with its placeholders replaced, so that borg finds no brace in it."""
+    expanded: list[str] = []
+    for literal, placeholder in archive_parts(name):
+        expanded.append(literal)
+        if placeholder is None:
+            continue
+        kind, _, time_format = placeholder.partition(":")
+        if kind == "hostname":
+            expanded.append(context.hostname)
+        else:
+            moment = context.utc_time if kind == "utcnow" else context.local_time
+            expanded.append(time.strftime(time_format or "%Y-%m-%dT%H:%M:%S", moment))
+    return "".join(expanded)
+
+
+def _granting_rule(path: str, rules: ClientRules) -> str | None:
+    if path in rules.paths:
+        return f"paths[{rules.paths.index(path)}]"
+    plain = _plain(path)
+    for position, tree in enumerate(rules.trees):
+        if plain == tree or tree == "/" or plain.startswith(f"{tree}/"):
+            return f"trees[{position}]"
+    return None
+
+
+def _plain(path: str) -> str:
+    return path.rstrip("/") or "/"
+
+
+def _create_refused(
+    request: Request, client: str, rules: ClientRules
+) -> Refused | None:
+    for name, _ in request.options:
+        if name != "socket" and name not in rules.flags:
+            return Refused(
+                reason=f"flag --{name} is not allowed to client {client}",
+                hint=None,
+                rule="flags",
+            )
+    for name in rules.required_flags:
+        if not request.has(name):
+            return Refused(
+                reason=f"flag --{name} is required of client {client}",
+                hint=None,
+                rule="required_flags",
+            )
+    compression = request.value("compression")
+    if (
+        compression is not None
+        and rules.compressions
+        and compression not in rules.compressions
+        and compression.partition(",")[0] not in rules.compressions
+    ):
+        return Refused(
+            reason=f"compression {quoted(compression)} is not allowed to client {client}",
+            hint=f"allowed are {', '.join(rules.compressions)}",
+            rule="compressions",
+        )
+    return None
+
+
+def _init_refused(request: Request, client: str, rules: ClientRules) -> Refused | None:
+    mode = request.value("encryption")
+    allowed = f"allowed are {', '.join(rules.encryption)}"
+    if mode is None:
+        return Refused(
+            reason="init needs --encryption", hint=allowed, rule="encryption"
+        )
+    if mode not in rules.encryption:
+        return Refused(
+            reason=f"encryption mode {mode} is not allowed to client {client}",
+            hint=allowed,
+            rule="encryption",
+        )
+    return None
+
+
+def _prune_refused(
+    request: Request, _client: str, _rules: ClientRules
+) -> Refused | None:
+    if not request.has("glob-archives"):
+        return Refused(
+            reason="prune needs --glob-archives",
+            hint="without a filter it would delete other clients' archives",
+            rule="prune",
+        )
+    if not any(name.startswith("keep-") for name, _ in request.options):
+        return Refused(
+            reason="prune needs at least one --keep option",
+            hint="without one it would keep nothing",
+            rule="prune",
+        )
+    return None
+
+
+def _check_refused(
+    request: Request, _client: str, _rules: ClientRules
+) -> Refused | None:
+    repository_only = request.has("repository-only")
+    if repository_only and (request.has("archives-only") or request.has("verify-data")):
+        return Refused(
+            reason="--repository-only excludes --archives-only and --verify-data",
+            hint=None,
+            rule="check",
+        )
+    if request.has("max-duration") and not repository_only:
+        return Refused(
+            reason="--max-duration needs --repository-only", hint=None, rule="check"
+        )
+    return None
+
+
+def _nothing_more(
+    _request: Request, _client: str, _rules: ClientRules
+) -> Refused | None:
+    return None
+
+
+_VERB_RULES = {
+    "create": _create_refused,
+    "init": _init_refused,
+    "prune": _prune_refused,
+    "check": _check_refused,
+}
+
+# Query verbs answer with one JSON object, asked for or not.
+_ALWAYS_JSON = ("list", "info")
+
+
+def _borg_options(request: Request, rules: ClientRules) -> tuple[str, ...]:
+    """Joined with ``=`` so that no value can be read as an option."""
+    options = [
+        f"--{name}" if value is None else f"--{name}={value}"
+        for name, value in request.options
+        if name != "socket"
+    ]
+    if request.verb in _ALWAYS_JSON and not request.has("json"):
+        options.append("--json")
+    if request.verb == "create":
+        options.extend(f"--exclude={pattern}" for pattern in rules.excludes)
+    return tuple(options)

@@ -1,0 +1,408 @@
+"""``borg-pull-source CONFIG_FILE CLIENT_NAME``: the forced command.
+
+`_serve` is the story: every step of a request, one a line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from borg_pull import PROTOCOL_VERSION, __version__
+from borg_pull.audit import AuditLog, Common, encode, new_session
+from borg_pull.errors import (
+    BorgPullError,
+    ConfigurationError,
+    InternalError,
+    NotAllowedError,
+    SystemRefusedError,
+    printable,
+)
+from borg_pull.linux import capabilities, paths, process
+from borg_pull.record import Record
+from borg_pull.source import borg, confine, peer, report, session, state, whitelist
+from borg_pull.source.capture import output_of
+from borg_pull.source.judge import Context, Refused, judge
+from borg_pull.source.outcome import finding
+from borg_pull.source.passphrase import obtain
+from borg_pull.source.request import Request, parse
+from borg_pull.source.trail import Outcome, Trail
+from borg_pull.trust import Trust, check_own_directory, check_program, read_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from borg_pull.audit import JSONValue
+    from borg_pull.source.judge import Allowed
+    from borg_pull.source.outcome import Finding
+    from borg_pull.source.session import Ending
+    from borg_pull.source.whitelist import ClientRules, Settings, Whitelist
+
+PROGRAM = "borg-pull-source"
+MAX_MAIN_FILE = 16 * 1024 * 1024  # bytes
+MAX_CLIENT_FILE = 1024 * 1024  # bytes
+_VERSION_TIMEOUT = 60.0  # seconds; borg may have to be read from a slow disk
+
+
+class Invocation(Record):
+    """What sshd's configuration and sshd itself tell; only ``command`` is the peer's."""
+
+    config: str
+    client: str
+    command: bytes | None
+    caller: peer.Caller
+
+
+def main() -> int:
+    """Serve one request; the exit code is one of ``docs/protocol.md``."""
+    try:
+        return _serve(sys.argv, os.environb)
+    except BorgPullError as error:
+        _say(error.line())
+        return error.exit_code
+
+
+def _serve(arguments: list[str], environment: Mapping[bytes, bytes]) -> int:
+    _settle_process()
+    invocation = _invocation(arguments, environment)
+    trust = _trust()
+    rules_file = _read_whitelist(invocation, trust)
+    trail = _trail(rules_file.settings, invocation)
+    try:
+        rules = _rules_of(rules_file, invocation.client)
+        request = parse(invocation.command)
+        trail.knows(request.verb)
+        if request.verb == "hello":
+            return _answer_hello(
+                invocation.client, rules, rules_file.settings, trust, trail
+            )
+        return _run_borg(
+            request, invocation.client, rules, rules_file.settings, trust, trail
+        )
+    except BorgPullError as error:
+        trail.fail(error)
+        raise
+    except Exception as error:
+        fault = _internal(error)
+        trail.fail(fault)
+        raise fault from error
+
+
+def _run_borg(
+    request: Request,
+    client: str,
+    rules: ClientRules,
+    settings: Settings,
+    trust: Trust,
+    trail: Trail,
+) -> int:
+    allowed = _judged(request, client, rules)
+    runtime = settings.runtime
+    directory = borg.state_directory(runtime, client)
+    _check_runtime(settings, trust)
+    state.prepare(runtime.home.rstrip("/") or "/", directory, trust)
+    lock = state.claim(directory, allowed.repository, _lock_note(allowed))
+    roots = confine.open_roots(allowed.grants, refuse_empty=rules.refuse_empty)
+    forwarded = peer.forwarded_socket(borg.socket_path(runtime, allowed))
+    secret = obtain(rules, trust, borg.base_environment(runtime, client))
+    command = borg.command(allowed, client, rules, runtime, socket_wrapper(settings))
+    confinement = confine.planned()
+    report_path = state.new_report(directory, trail.session)
+    command.environment.update(
+        BORG_PULL_SESSION_PROCESSES=forwarded.session_text(),
+        BORG_PULL_WRAP_REPORT=report_path,
+    )
+    _record_start(trail, command, allowed, confinement)
+    run = session.start(
+        command,
+        confinement,
+        passphrase=secret,
+        keep_stdout=allowed.json and bool(roots),
+    )
+    ending = run.wait()
+    reported = report.take(report_path)
+    lost = [root.path for root in roots if not root.is_in_place()]
+    found = finding(ending, reported, allowed, client, lost)
+    if (
+        (reported is not None and reported.connected)
+        or found.result
+        in (
+            "success",
+            "warning",
+        )
+        or peer.is_stale(forwarded)
+    ):
+        peer.remove_socket(forwarded)
+    trail.complete(_outcome(ending, found, reported))
+    os.close(lock)
+    _tell(found, ending, allowed, trail)
+    return found.exit
+
+
+def _settle_process() -> None:
+    """Nothing in force that a later step does not ask for, and streams that exist."""
+    if os.geteuid() == 0:
+        raise SystemRefusedError(
+            "this program must not run as root", "give it an account of its own"
+        )
+    capabilities.make_effective(None)
+    os.umask(0o077)
+    while (descriptor := os.open("/dev/null", os.O_RDWR)) < 3:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def _invocation(arguments: list[str], environment: Mapping[bytes, bytes]) -> Invocation:
+    if len(arguments) != 3:
+        raise ConfigurationError(
+            f"{len(arguments) - 1} arguments instead of 2",
+            f"usage, in authorized_keys: {PROGRAM} CONFIG_FILE CLIENT_NAME",
+        )
+    _, config, client = arguments
+    if not whitelist.is_client_name(client):
+        raise ConfigurationError(f"{client!a} is no client name", "see authorized_keys")
+    return Invocation(
+        config=config,
+        client=client,
+        command=environment.get(b"SSH_ORIGINAL_COMMAND"),
+        caller=peer.caller(environment),
+    )
+
+
+def _trust() -> Trust:
+    enforced = process.is_secure_execution() or capabilities.current().permitted != 0
+    return Trust(enforced=enforced, uid=os.geteuid())
+
+
+def _read_whitelist(invocation: Invocation, trust: Trust) -> Whitelist:
+    """The settings and this client's rules; a fault in them is recorded if at all possible."""
+    config = (
+        invocation.config
+        if invocation.config.startswith("/")
+        else _absolute(invocation)
+    )
+    content = read_file(config, trust, limit=MAX_MAIN_FILE, own=False, secret=False)
+    main_file = whitelist.SourceFile(name=config, content=content)
+    try:
+        return whitelist.load(
+            main_file,
+            _client_files(config, invocation.client, trust),
+            only=invocation.client,
+        )
+    except ConfigurationError as error:
+        settings = whitelist.load_settings(main_file)
+        if settings is not None:
+            _trail(settings, invocation).refused(error)
+        raise
+
+
+def _absolute(invocation: Invocation) -> str:
+    return os.path.join(os.getcwd(), invocation.config)
+
+
+def _client_files(
+    config: str, client: str, trust: Trust
+) -> dict[str, whitelist.SourceFile]:
+    path = f"{os.path.dirname(config)}/clients.d/{client}.toml"
+    if not os.path.lexists(path):
+        return {}
+    content = read_file(path, trust, limit=MAX_CLIENT_FILE, own=False, secret=False)
+    return {client: whitelist.SourceFile(name=path, content=content)}
+
+
+def _trail(settings: Settings, invocation: Invocation) -> Trail:
+    common = Common(
+        session=new_session(),
+        client=invocation.client,
+        key=invocation.caller.key,
+        address=invocation.caller.address,
+        port=invocation.caller.port,
+        pid=os.getpid(),
+    )
+    log = AuditLog(settings.audit.file, sync=settings.audit.sync)
+    return Trail(log, common, invocation.command)
+
+
+def _rules_of(rules_file: Whitelist, client: str) -> ClientRules:
+    rules = rules_file.clients.get(client)
+    if rules is None:
+        raise NotAllowedError(f"client {client} is not in the whitelist")
+    return rules
+
+
+def _judged(request: Request, client: str, rules: ClientRules) -> Allowed:
+    verdict = judge(request, client, rules, current_context())
+    if isinstance(verdict, Refused):
+        raise NotAllowedError(verdict.reason, verdict.hint)
+    return verdict
+
+
+def current_context() -> Context:
+    """What placeholders stand for at this moment on this host."""
+    now = time.time()
+    return Context(
+        hostname=os.uname().nodename,
+        local_time=time.localtime(now),
+        utc_time=time.gmtime(now),
+    )
+
+
+def socket_wrapper(settings: Settings) -> str:
+    """The wrapper from the configuration, else the one beside this program."""
+    configured = settings.runtime.socket_wrapper
+    return configured or os.path.join(
+        os.path.dirname(sys.executable), "borg-pull-socket-wrap"
+    )
+
+
+def _check_runtime(settings: Settings, trust: Trust) -> None:
+    check_program(settings.runtime.borg, trust)
+    check_program(socket_wrapper(settings), trust)
+    check_own_directory(settings.runtime.socket_dir.rstrip("/") or "/", trust)
+
+
+def _lock_note(allowed: Allowed) -> str:
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return f"{allowed.verb} since {started}, pid {os.getpid()}"
+
+
+def _record_start(
+    trail: Trail,
+    command: borg.BorgCommand,
+    allowed: Allowed,
+    confinement: confine.Confinement,
+) -> None:
+    trail.start(
+        command.argv,
+        allowed.repository,
+        allowed.archive,
+        [grant.path for grant in allowed.grants],
+        confinement.as_fields(),
+    )
+
+
+def _outcome(
+    ending: Ending, found: Finding, reported: report.WrapReport | None
+) -> Outcome:
+    return Outcome(
+        result=found.result,
+        borg_code=ending.borg_code,
+        exit=found.exit,
+        signal=ending.signal,
+        duration=ending.duration,
+        bytes_to_peer=None if reported is None else reported.bytes_to_peer,
+        bytes_from_peer=None if reported is None else reported.bytes_from_peer,
+        archive_stats=_archive_stats(ending.stdout),
+        error=found.error,
+    )
+
+
+def _archive_stats(stdout: bytes | None) -> dict[str, int | str] | None:
+    """id, duration-free numbers of borg's ``create --json`` (its docs, "JSON output")."""
+    if not stdout:
+        return None
+    import json
+
+    try:
+        archive = json.loads(stdout)["archive"]
+        stats = {name: int(value) for name, value in archive["stats"].items()}
+        return {"id": str(archive["id"]), **stats}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _tell(found: Finding, ending: Ending, allowed: Allowed, trail: Trail) -> None:
+    """Our own words behind borg's, and the exact code for whoever reads JSON lines."""
+    if ending.cause == "the connection closed":
+        return
+    if found.message is not None:
+        _say(printable(found.message))
+    if allowed.log_json:
+        line = encode(
+            {
+                "type": "borg_pull_result",
+                "session": trail.session,
+                "result": found.result,
+                "exit": found.exit,
+                "borg_code": ending.borg_code,
+                "signal": ending.signal,
+                "error": found.error,
+            }
+        )
+        _write(2, line)
+
+
+def _answer_hello(
+    client: str, rules: ClientRules, settings: Settings, trust: Trust, trail: Trail
+) -> int:
+    runtime = settings.runtime
+    check_program(runtime.borg, trust)
+    command = borg.version_command(runtime, client)
+    confinement = confine.planned()
+    started = time.monotonic()
+    trail.start(command.argv, None, None, (), confinement.as_fields())
+    version = output_of(
+        command.argv, command.environment, timeout=_VERSION_TIMEOUT, limit=1024
+    )
+    socket_dir = runtime.socket_dir.rstrip("/") or "/"
+    trail.complete(
+        Outcome(
+            result="success",
+            borg_code=0,
+            exit=0,
+            signal=None,
+            duration=round(time.monotonic() - started, 3),
+            bytes_to_peer=None,
+            bytes_from_peer=None,
+            archive_stats=None,
+            error=None,
+        )
+    )
+    answer: JSONValue = {
+        "type": "hello",
+        "program": PROGRAM,
+        "version": __version__,
+        "protocol": PROTOCOL_VERSION,
+        "borg": version.decode("ascii", "replace").strip().rpartition(" ")[2],
+        "client": client,
+        "verbs": [*rules.allow, "hello"],
+        "socket_directory": socket_dir,
+        "socket": f"{socket_dir}/{client}.sock",
+        "passphrase_stdin": rules.passphrase_stdin,
+        "confinement": {
+            **confinement.as_fields(),
+            "landlock_abi": paths.landlock_abi(),
+        },
+    }
+    _write(1, encode(answer))
+    return 0
+
+
+def _internal(error: Exception) -> InternalError:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = (
+        ""
+        if trace is None
+        else (
+            f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+        )
+    )
+    return InternalError(
+        f"unexpected {type(error).__name__}: {error}{place}", "please report it"
+    )
+
+
+def _say(line: str) -> None:
+    _write(2, f"{PROGRAM}: {line}")
+
+
+def _write(descriptor: int, line: str) -> None:
+    try:
+        os.write(descriptor, line.encode("ascii", "backslashreplace") + b"\n")
+    except OSError:
+        # The peer is gone; the audit log has it all.
+        return

@@ -1,0 +1,91 @@
+"""The repository passphrase: from a file, a command, or the first line of standard input.
+
+It travels in memory and through pipes only: never in argv, never in an environment.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from borg_pull.errors import ConfigurationError, RequestError, SystemRefusedError
+from borg_pull.source.capture import output_of
+from borg_pull.source.request import split
+from borg_pull.trust import check_program, read_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from borg_pull.source.whitelist import ClientRules
+    from borg_pull.trust import Trust
+
+MAX_PASSPHRASE = 4096  # bytes
+STDIN_TIMEOUT = 30.0  # seconds
+COMMAND_TIMEOUT = 60.0  # seconds
+
+
+def obtain(
+    rules: ClientRules, trust: Trust, environment: dict[str, str]
+) -> bytes | None:
+    """The passphrase without its line end, None when the rules name no source for one.
+
+    ``environment`` is for the command. Raises ConfigurationError for a file or command that does
+    not yield one, RequestError when standard input does not.
+    """
+    if rules.passphrase_file is not None:
+        content = read_file(
+            rules.passphrase_file, trust, limit=MAX_PASSPHRASE, own=True, secret=True
+        )
+        return _first_line(content, f"passphrase_file {rules.passphrase_file}")
+    if rules.passcommand is not None:
+        return _first_line(
+            _output_of(rules.passcommand, trust, environment), "passcommand"
+        )
+    if rules.passphrase_stdin:
+        return _line_of_standard_input()
+    return None
+
+
+def _first_line(content: bytes, source: str) -> bytes:
+    line = content.partition(b"\n")[0].rstrip(b"\r")
+    if not line:
+        raise ConfigurationError(
+            f"{source} yields no passphrase", "its first line is empty"
+        )
+    return line
+
+
+def _line_of_standard_input() -> bytes:
+    """Read up to the first line end and no further, byte by byte: the rest is not ours."""
+    line = b""
+    deadline = time.monotonic() + STDIN_TIMEOUT
+    hint = "send it as the first line of standard input"
+    while len(line) <= MAX_PASSPHRASE:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0 or not select.select([0], [], [], remaining)[0]:
+            raise RequestError(
+                f"no passphrase arrived within {STDIN_TIMEOUT:.0f} seconds", hint
+            )
+        byte = os.read(0, 1)
+        if byte in (b"", b"\n"):
+            if not line.rstrip(b"\r"):
+                raise RequestError("this client must send its passphrase", hint)
+            return line.rstrip(b"\r")
+        line += byte
+    raise RequestError(f"the passphrase is longer than {MAX_PASSPHRASE} bytes", hint)
+
+
+def _output_of(command: str, trust: Trust, environment: dict[str, str]) -> bytes:
+    try:
+        argv = split(command)
+    except RequestError as error:
+        raise ConfigurationError(f"passcommand: {error.message}") from error
+    if not argv or not argv[0].startswith("/"):
+        raise ConfigurationError("passcommand does not begin with an absolute path")
+    check_program(argv[0], trust)
+    try:
+        return output_of(
+            tuple(argv), environment, timeout=COMMAND_TIMEOUT, limit=MAX_PASSPHRASE
+        )
+    except SystemRefusedError as error:
+        raise ConfigurationError(f"passcommand: {error.message}") from error

@@ -1,0 +1,150 @@
+"""Who is at the other end: the key and address sshd tells of, and the socket it forwarded."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from borg_pull.errors import SocketError
+from borg_pull.linux import process
+from borg_pull.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_MAX_USER_AUTH = 64 * 1024  # bytes
+
+
+class Caller(Record):
+    """What sshd says of the peer; None where it says nothing."""
+
+    key: str | None
+    """Fingerprint of the key, ``SHA256:...`` as ssh-keygen -l prints it."""
+    address: str | None
+    port: int | None
+
+
+class ForwardedSocket(Record):
+    """A forwarded socket as it was found before the run."""
+
+    path: str
+    identity: tuple[int, int]
+    """Device and inode."""
+    session_processes: tuple[tuple[int, int], ...]
+    """(pid, start time) of the processes above us, of which sshd's session process is one."""
+
+    def session_text(self) -> str:
+        """The processes as the socket wrap reads them."""
+        return ",".join(f"{pid}:{start}" for pid, start in self.session_processes)
+
+
+def caller(environment: Mapping[bytes, bytes]) -> Caller:
+    """The peer of this session, by ``SSH_CONNECTION`` and, with ``ExposeAuthInfo yes`` in sshd's
+    configuration, ``SSH_USER_AUTH`` (sshd_config(5))."""
+    words = (
+        environment.get(b"SSH_CONNECTION", b"").decode("ascii", "replace").split(" ")
+    )
+    address = words[0] if len(words) == 4 and words[0].isprintable() else None
+    port = (
+        int(words[1]) if address and words[1].isascii() and words[1].isdigit() else None
+    )
+    return Caller(
+        key=_fingerprint(environment.get(b"SSH_USER_AUTH")),
+        address=address or None,
+        port=port,
+    )
+
+
+def _fingerprint(path: bytes | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        descriptor = os.open(
+            path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        )
+    except OSError:
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        content = os.read(descriptor, _MAX_USER_AUTH)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    import binascii
+
+    from borg_pull.digest import sha256
+
+    for line in content.splitlines():
+        words = line.split(b" ")
+        if words[0] == b"publickey" and len(words) >= 3:
+            try:
+                digest = sha256(binascii.a2b_base64(words[2])).digest()
+            except binascii.Error:
+                return None
+            return "SHA256:" + binascii.b2a_base64(digest).decode("ascii").rstrip("=\n")
+    return None
+
+
+def forwarded_socket(path: str) -> ForwardedSocket:
+    """The socket at ``path``, found to be one of this account's.
+
+    Whether this session's sshd listens on it is checked by the wrap, on the descriptor that is
+    then used. Raises SocketError.
+    """
+    forward = f"forward one with ssh -R {path}:LOCAL_SOCKET"
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        raise SocketError(f"no forwarded socket at {path}", forward) from None
+    except OSError as error:
+        raise SocketError(
+            f"cannot look at {path}: {error.strerror}", forward
+        ) from error
+    if not stat.S_ISSOCK(status.st_mode):
+        raise SocketError(f"{path} is not a socket", f"remove it, then {forward}")
+    if status.st_uid != os.getuid():
+        raise SocketError(
+            f"{path} belongs to uid {status.st_uid}", f"remove it, then {forward}"
+        )
+    processes = tuple(process.ancestors(os.getpid()))
+    if not processes:
+        raise SocketError(
+            "cannot see the sshd process of this session",
+            "mount /proc without hidepid, or with a gid= this account is in",
+        )
+    return ForwardedSocket(
+        path=path, identity=(status.st_dev, status.st_ino), session_processes=processes
+    )
+
+
+def is_stale(socket: ForwardedSocket) -> bool:
+    """Whether nobody listens on the socket any more, which a refused connection tells."""
+    import _socket
+
+    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        probe.connect(socket.path)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    finally:
+        probe.close()
+    return False
+
+
+def remove_socket(socket: ForwardedSocket) -> None:
+    """Remove the socket's file if it is still the one that was found.
+
+    sshd leaves it behind, and the next forwarding to the same name would fail.
+    """
+    try:
+        status = os.lstat(socket.path)
+        if (status.st_dev, status.st_ino) == socket.identity:
+            os.unlink(socket.path)
+    except OSError:
+        # Gone already, or the directory is not writable: the next forwarding will tell.
+        return

@@ -1,0 +1,68 @@
+"""Passing one stream of borg's on to the peer while looking at it, never blocking on a slow reader."""
+
+from __future__ import annotations
+
+import os
+import select
+
+_BLOCK = 64 * 1024
+# A pipe that polls writable takes PIPE_BUF bytes without blocking, and so does a socket.
+_WRITE = 4096
+
+
+class Relay:
+    """Bytes read from ``reader`` go to ``target``, and the last ``keep`` of them are kept."""
+
+    def __init__(self, reader: int, target: int, keep: int) -> None:
+        self.reader = reader
+        self.target = target
+        self.is_open = True
+        self._keep = keep
+        self._pending = b""
+        self._kept = bytearray()
+        self._overflown = False
+
+    def is_done(self) -> bool:
+        """Whether all has been passed on."""
+        return not self.is_open and not self._pending
+
+    def reader_events(self) -> int:
+        """Poll events to wait for at the reading end."""
+        return select.POLLIN if len(self._pending) < _BLOCK else 0
+
+    def target_events(self) -> int:
+        """Poll events to wait for at the target; errors are reported whatever is asked for."""
+        return select.POLLOUT if self._pending else 0
+
+    def receive(self) -> None:
+        """Read one block; closes the reader at its end."""
+        block = os.read(self.reader, _BLOCK)
+        if not block:
+            os.close(self.reader)
+            self.is_open = False
+        self._pending += block
+        self._kept += block
+        if len(self._kept) > self._keep:
+            self._overflown = True
+            del self._kept[: len(self._kept) - self._keep]
+
+    def send(self) -> None:
+        """Write some of what is pending. Raises OSError when nobody reads any more."""
+        written = os.write(self.target, self._pending[:_WRITE])
+        self._pending = self._pending[written:]
+
+    def discard(self) -> None:
+        """Forget what is pending: nobody will read it."""
+        self._pending = b""
+
+    def append(self, text: bytes) -> None:
+        """Queue a line of our own behind what borg said."""
+        self._pending += text
+
+    def tail(self) -> bytes:
+        """The last bytes that passed."""
+        return bytes(self._kept)
+
+    def whole(self) -> bytes | None:
+        """All that passed, None if it was more than is kept."""
+        return None if self._overflown else bytes(self._kept)

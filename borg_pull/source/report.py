@@ -1,0 +1,65 @@
+"""What the socket wrap reports: whether it reached the peer, and the bytes each way."""
+
+from __future__ import annotations
+
+import os
+
+from borg_pull.record import Record
+
+_MAX_REPORT = 1024 * 1024  # bytes; a run writes a few lines
+
+
+class WrapReport(Record):
+    """The reports of all wraps of one run together."""
+
+    connected: bool
+    """Whether a connection was made and, where it could be checked, found to be this session's."""
+    bytes_to_peer: int
+    bytes_from_peer: int
+    failure: tuple[int, str] | None
+    """Exit code and message of a wrap that failed."""
+
+
+def take(path: str) -> WrapReport | None:
+    """Read the report at ``path`` and remove it; None when no wrap of ours reported."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            content = os.read(descriptor, _MAX_REPORT)
+        finally:
+            os.close(descriptor)
+        os.unlink(path)
+    except OSError:
+        return None
+    return parse(content.decode("utf-8", "replace"))
+
+
+def parse(text: str) -> WrapReport | None:
+    """The report in ``text``: lines ``PID EVENT TO_PEER FROM_PEER EXIT [MESSAGE]``, the last
+    line of a pid standing for it."""
+    last: dict[str, tuple[int, int, int, str]] = {}
+    connected = False
+    for line in text.splitlines():
+        words = line.split(" ", 5)
+        if len(words) < 5 or not all(
+            word.isascii() and word.isdigit() for word in words[2:5]
+        ):
+            continue
+        connected = connected or words[1] == "connected"
+        last[words[0]] = (
+            int(words[2]),
+            int(words[3]),
+            int(words[4]),
+            words[5] if len(words) > 5 else "",
+        )
+    if not last:
+        return None
+    failure = next(
+        ((code, message) for _, _, code, message in last.values() if code), None
+    )
+    return WrapReport(
+        connected=connected,
+        bytes_to_peer=sum(entry[0] for entry in last.values()),
+        bytes_from_peer=sum(entry[1] for entry in last.values()),
+        failure=failure,
+    )

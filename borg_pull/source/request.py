@@ -1,0 +1,603 @@
+"""From the bytes of SSH_ORIGINAL_COMMAND to a request: syntax only, no judgement.
+
+The command is data. It is split with POSIX quoting rules and without any expansion; every option
+comes from the table below, and what the table does not name is refused.
+"""
+
+from __future__ import annotations
+
+from borg_pull.errors import RequestError
+from borg_pull.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MAX_REQUEST = 64 * 1024  # bytes
+MAX_ARCHIVE_NAME = 200  # characters before expansion
+MAX_COMMENT = 1024  # characters
+MAX_NAME = 255  # bytes of one path component, NAME_MAX in linux/limits.h
+MAX_PATH = 4095  # bytes of a path, PATH_MAX in linux/limits.h less its NUL
+
+
+class Option(Record):
+    """One option of one verb."""
+
+    name: str
+    """Long spelling without dashes; the name the whitelist's ``flags`` use."""
+    short: str | None
+    """One letter, or None."""
+    check: Callable[[str], str | None] | None
+    """None for a switch; else returns what is wrong with a value, or None."""
+    repeats: bool
+    """Whether it may be given more than once."""
+
+
+class Verb(Record):
+    """One verb: what it takes."""
+
+    name: str
+    options: tuple[Option, ...]
+    operands: str
+    """Usage text of the operands, for messages and the docs."""
+    least: int
+    most: int | None
+
+
+class Request(Record):
+    """What a peer asks, well formed and not yet judged."""
+
+    verb: str
+    repository: str | None
+    """Absolute path on the client."""
+    archive: str | None
+    """Archive name, possibly with placeholders."""
+    paths: tuple[str, ...]
+    """Absolute source paths; bytes that are not UTF-8 are surrogates."""
+    options: tuple[tuple[str, str | None], ...]
+    """(long name, value) in the order given; the value of a switch is None."""
+
+    def value(self, name: str) -> str | None:
+        """The value of a single-valued option, None when it was not given."""
+        for given, value in self.options:
+            if given == name:
+                return value
+        return None
+
+    def has(self, name: str) -> bool:
+        """Whether the option was given."""
+        return any(given == name for given, _ in self.options)
+
+
+def parse(command: bytes | None) -> Request:
+    """The request in ``command``. Raises RequestError naming what is wrong."""
+    if command is None:
+        raise RequestError(
+            "no request was sent", "this account runs backups and offers no shell"
+        )
+    words = split(decode(command))
+    if words[:1] == ["--"]:
+        del words[0]
+    verb, given, operands = _sort_words(words)
+    return _build(verb, _resolve_options(verb, given), operands)
+
+
+def decode(command: bytes) -> str:
+    """``command`` as text, surrogates for bytes that are not UTF-8.
+
+    Raises RequestError for an oversized command and for control characters: a newline is what
+    let other forced commands be split in two, an escape is meant for the reader of the log.
+    """
+    if len(command) > MAX_REQUEST:
+        raise RequestError(
+            f"the request has {len(command)} bytes", f"the limit is {MAX_REQUEST}"
+        )
+    text = command.decode("utf-8", "surrogateescape")
+    for position, character in enumerate(text):
+        if character < " " or "\x7f" <= character <= "\x9f":
+            raise RequestError(
+                f"control character {ascii(character)[1:-1]} at position {position}",
+                "requests are one line of printable text",
+            )
+    return text
+
+
+def split(text: str) -> list[str]:
+    """Words of ``text`` by the quoting rules of POSIX.1-2017, XCU 2.2, without expansion.
+
+    Raises RequestError for an unclosed quote or a trailing backslash.
+    """
+    words: list[str] = []
+    word: list[str] | None = None
+    quote = ""
+    escaped = False
+    for character in text:
+        if escaped:
+            escaped = False
+            if quote and character not in '$`"\\':
+                word = _extended(word, "\\")
+            word = _extended(word, character)
+        elif character == "\\" and quote != "'":
+            escaped = True
+        elif quote:
+            if character == quote:
+                quote = ""
+            else:
+                word = _extended(word, character)
+        elif character in "'\"":
+            quote = character
+            word = _extended(word, "")
+        elif character == " ":
+            if word is not None:
+                words.append("".join(word))
+                word = None
+        else:
+            word = _extended(word, character)
+    if quote:
+        raise RequestError(f"a {quote} is not closed")
+    if escaped:
+        raise RequestError("the request ends in a backslash")
+    if word is not None:
+        words.append("".join(word))
+    return words
+
+
+def _extended(word: list[str] | None, text: str) -> list[str]:
+    if word is None:
+        return [text]
+    word.append(text)
+    return word
+
+
+def _sort_words(
+    words: list[str],
+) -> tuple[Verb, list[tuple[str, str | None]], list[str]]:
+    """Verb, options as spelt with their values, operands."""
+    verb: Verb | None = None
+    given: list[tuple[str, str | None]] = []
+    operands: list[str] = []
+    remaining = iter(words)
+    options_ended = False
+    for word in remaining:
+        if word == "--" and verb is not None and not options_ended:
+            options_ended = True
+        elif word.startswith("-") and not options_ended:
+            given.append(_option_with_value(word, remaining))
+        elif verb is None:
+            verb = VERBS.get(word)
+            if verb is None:
+                raise RequestError(
+                    f"unknown verb {quoted(word)}", f"known are {', '.join(VERBS)}"
+                )
+        else:
+            operands.append(word)
+    if verb is None:
+        raise RequestError("the request names no verb", f"known are {', '.join(VERBS)}")
+    return verb, given, operands
+
+
+def _option_with_value(word: str, remaining: Iterator[str]) -> tuple[str, str | None]:
+    spelling, joined, value = (
+        word.partition("=") if word.startswith("--") else (word, "", "")
+    )
+    takes_value = _TAKES_VALUE.get(spelling)
+    if takes_value is None:
+        raise RequestError(
+            f"unknown option {quoted(spelling)}", "options are written in full"
+        )
+    if not takes_value:
+        if joined:
+            raise RequestError(f"option {spelling} takes no value")
+        return spelling, None
+    if not joined:
+        value = next(remaining, "")
+    if not value or value.startswith("-"):
+        raise RequestError(f"option {spelling} needs a value")
+    return spelling, value
+
+
+def _resolve_options(
+    verb: Verb, given: list[tuple[str, str | None]]
+) -> tuple[tuple[str, str | None], ...]:
+    resolved: list[tuple[str, str | None]] = []
+    for spelling, value in given:
+        option = _option_of(verb, spelling)
+        if not option.repeats and any(name == option.name for name, _ in resolved):
+            raise RequestError(f"option --{option.name} is given twice")
+        if option.check is not None and value is not None:
+            fault = option.check(value)
+            if fault is not None:
+                raise RequestError(f"option --{option.name}: {quoted(value)} {fault}")
+        resolved.append((option.name, value))
+    return tuple(resolved)
+
+
+def _option_of(verb: Verb, spelling: str) -> Option:
+    for option in verb.options:
+        if spelling == f"--{option.name}" or (
+            option.short and spelling == f"-{option.short}"
+        ):
+            return option
+    raise RequestError(f"{verb.name} has no option {spelling}")
+
+
+def _build(
+    verb: Verb, options: tuple[tuple[str, str | None], ...], operands: list[str]
+) -> Request:
+    count = len(operands)
+    if count < verb.least or (verb.most is not None and count > verb.most):
+        usage = f"{verb.name} {verb.operands}".rstrip()
+        raise RequestError(f"{verb.name} was given {count} operands", f"usage: {usage}")
+    repository = operands[0] if operands else None
+    archive = operands[1] if len(operands) > 1 else None
+    paths = tuple(operands[2:])
+    if repository is not None:
+        _require("repository", repository, repository_fault(repository))
+    if archive is not None:
+        _require("archive name", archive, archive_fault(archive))
+    for path in paths:
+        _require("path", path, path_fault(path))
+    if len(set(paths)) != len(paths):
+        raise RequestError("a path is given twice")
+    return Request(
+        verb=verb.name,
+        repository=repository,
+        archive=archive,
+        paths=paths,
+        options=options,
+    )
+
+
+def _require(what: str, value: str, fault: str | None) -> None:
+    if fault is not None:
+        raise RequestError(f"{what} {quoted(value)} {fault}")
+
+
+def quoted(value: str) -> str:
+    """``value`` for a message: ASCII, one line, at most 200 characters."""
+    text = ascii(value)
+    return text if len(text) <= 200 else f"{text[:160]}... ({len(value)} characters)"
+
+
+def path_fault(path: str) -> str | None:
+    """What makes ``path`` unfit as a source path, or None.
+
+    Borg strips what stands before ``/./`` from the paths in the archive and reads standard input
+    for ``-``; ``..`` and doubled slashes would make a comparison with the whitelist meaningless.
+    """
+    if not path.startswith("/"):
+        return "is not absolute"
+    encoded = path.encode("utf-8", "surrogateescape")
+    if len(encoded) > MAX_PATH:
+        return f"is longer than {MAX_PATH} bytes"
+    components = encoded.split(b"/")[1:]
+    if components[-1] == b"":
+        # One trailing slash is tolerated because the original tool matched it verbatim.
+        components.pop()
+    for component in components:
+        if component == b"":
+            return "has an empty component"
+        if component in (b".", b".."):
+            return f"has a component {component.decode()}"
+        if len(component) > MAX_NAME:
+            return f"has a component longer than {MAX_NAME} bytes"
+    return None
+
+
+def repository_fault(repository: str) -> str | None:
+    """What makes ``repository`` unfit as the path part of borg's ssh:// URL, or None."""
+    fault = path_fault(repository)
+    if fault is not None:
+        return fault
+    if repository == "/":
+        return "is the root directory"
+    if not repository.isprintable():
+        return "has characters that are not printable text"
+    if "{" in repository or "}" in repository:
+        return "has a brace, which borg would expand"
+    if "::" in repository:
+        return "has '::', which borg takes for an archive separator"
+    return None
+
+
+PLACEHOLDERS = ("now", "utcnow", "hostname")
+# Every strftime directive that yields only digits, letters and signs; %f is datetime's alone.
+_STRFTIME_DIRECTIVES = "YmdHMSjyIpaAbBUWVGuwzZFTDRs%"
+_STRFTIME_LITERALS = "-_.:+T "
+
+
+def archive_fault(name: str) -> str | None:
+    """What makes ``name`` unfit as an archive name, or None."""
+    if len(name) > MAX_ARCHIVE_NAME:
+        return f"is longer than {MAX_ARCHIVE_NAME} characters"
+    if not name or name != name.strip() or not name.isprintable():
+        return "is empty or has characters at its ends or inside that are not printable text"
+    if "/" in name or "\\" in name:
+        return "has a slash or backslash"
+    for literal, placeholder in archive_parts(name):
+        if "{" in literal or "}" in literal or "::" in literal:
+            return "has a stray brace or '::'"
+        if placeholder is not None:
+            fault = _placeholder_fault(placeholder)
+            if fault is not None:
+                return fault
+    stem = name.rpartition(".checkpoint")
+    if stem[1] and (
+        stem[2] == "" or (stem[2].startswith(".") and stem[2][1:].isdigit())
+    ):
+        return "ends like a checkpoint of borg's, which the next prune would delete"
+    return None
+
+
+def archive_parts(name: str) -> Iterator[tuple[str, str | None]]:
+    """(literal text, inside of the placeholder that follows or None), in order."""
+    rest = name
+    while rest:
+        literal, opened, after = rest.partition("{")
+        inside, closed, rest = after.partition("}")
+        if opened and not closed:
+            yield literal + opened + inside, None
+        else:
+            yield literal, inside if opened else None
+
+
+def _placeholder_fault(placeholder: str) -> str | None:
+    name, colon, time_format = placeholder.partition(":")
+    if name not in PLACEHOLDERS:
+        return f"has the placeholder {{{name}}}; known are {', '.join(PLACEHOLDERS)}"
+    if not colon:
+        return None
+    if name == "hostname" or not time_format:
+        return f"has a format for {{{name}}} that it does not take"
+    characters = iter(time_format)
+    for character in characters:
+        if character == "%":
+            if next(characters, "") not in tuple(_STRFTIME_DIRECTIVES):
+                return f"has a time format other than of %{_STRFTIME_DIRECTIVES}"
+        elif not (character.isascii() and character.isalnum()) and (
+            character not in _STRFTIME_LITERALS
+        ):
+            return f"has {character!r} in a time format"
+    return None
+
+
+def compression_fault(spec: str) -> str | None:
+    """What is wrong with a compression specification, by the grammar of ``borg help compression``."""
+    parts = spec.split(",")
+    if parts[0] == "obfuscate":
+        if len(parts) < 3 or not _is_number(parts[1], 1, 250):
+            return "is not obfuscate,LEVEL,ALGORITHM"
+        parts = parts[2:]
+    if parts[0] == "auto":
+        parts = parts[1:]
+    levels = {
+        "none": None,
+        "lz4": None,
+        "zstd": (1, 22),
+        "zlib": (0, 9),
+        "lzma": (0, 9),
+    }
+    if not parts or parts[0] not in levels:
+        return f"is not one of {', '.join(levels)}"
+    bounds = levels[parts[0]]
+    if len(parts) == 1:
+        return None
+    if len(parts) > 2 or bounds is None:
+        return f"has more than {parts[0]} takes"
+    if not _is_number(parts[1], *bounds):
+        return f"has a level outside {bounds[0]} to {bounds[1]}"
+    return None
+
+
+ENCRYPTION_MODES = (
+    "none",
+    "authenticated",
+    "authenticated-blake2",
+    "repokey",
+    "keyfile",
+    "repokey-blake2",
+    "keyfile-blake2",
+)
+
+
+def _encryption_fault(mode: str) -> str | None:
+    return (
+        None
+        if mode in ENCRYPTION_MODES
+        else f"is not one of {', '.join(ENCRYPTION_MODES)}"
+    )
+
+
+def _comment_fault(comment: str) -> str | None:
+    if len(comment) > MAX_COMMENT:
+        return f"is longer than {MAX_COMMENT} characters"
+    if not comment.isprintable():
+        return "has characters that are not printable text"
+    if "{" in comment or "}" in comment:
+        return "has a brace, which borg would expand"
+    return None
+
+
+def exclude_fault(pattern: str) -> str | None:
+    """What makes ``pattern`` unfit for borg's --exclude, or None (see ``borg help patterns``)."""
+    style, colon, rest = pattern.partition(":")
+    if not pattern:
+        return "is empty"
+    if colon and len(style) == 2 and style.isalpha():
+        if style not in ("fm", "sh", "pp", "pf"):
+            return "has a style other than fm:, sh:, pp: and pf:"
+        if not rest:
+            return "is empty"
+    if not pattern.isprintable():
+        return "has characters that are not printable text"
+    return None
+
+
+def _archive_glob_fault(pattern: str) -> str | None:
+    if len(pattern) > MAX_ARCHIVE_NAME:
+        return f"is longer than {MAX_ARCHIVE_NAME} characters"
+    if not pattern.isprintable():
+        return "has characters that are not printable text"
+    if "{" in pattern or "}" in pattern:
+        return "has a brace, which borg would expand"
+    if pattern[0] in "*?[":
+        return "does not begin with a letter or sign of its own, so it selects every archive"
+    return None
+
+
+def _nonce_fault(nonce: str) -> str | None:
+    if 16 <= len(nonce) <= 64 and nonce.isascii() and nonce.isalnum():
+        return None
+    return "is not 16 to 64 letters and digits"
+
+
+def _count_fault(text: str) -> str | None:
+    return (
+        None if _is_number(text, 1, 1_000_000) else "is not a number from 1 to 1000000"
+    )
+
+
+def _interval_fault(text: str) -> str | None:
+    if text[-1] in "HdwmyMS" and _is_number(text[:-1], 1, 100_000):
+        return None
+    return "is not a number with H, d, w, m or y behind it"
+
+
+def _is_number(text: str, least: int, most: int) -> bool:
+    return (
+        text.isascii()
+        and text.isdigit()
+        and len(text) <= 7
+        and least <= int(text) <= most
+    )
+
+
+def _switch(name: str, short: str | None = None) -> Option:
+    return Option(name=name, short=short, check=None, repeats=False)
+
+
+def _valued(
+    name: str,
+    check: Callable[[str], str | None],
+    short: str | None = None,
+    repeats: bool = False,
+) -> Option:
+    return Option(name=name, short=short, check=check, repeats=repeats)
+
+
+_SOCKET = _valued("socket", _nonce_fault)
+_PROGRESS = _switch("progress", "p")
+_LOG_JSON = _switch("log-json")
+_GLOB = _valued("glob-archives", _archive_glob_fault, "a")
+
+VERBS: dict[str, Verb] = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            name="create",
+            operands="REPO_PATH ARCHIVE_NAME SOURCE_PATH...",
+            least=3,
+            most=None,
+            options=(
+                _valued("compression", compression_fault, "C"),
+                _PROGRESS,
+                _switch("one-file-system", "x"),
+                _valued("comment", _comment_fault),
+                _valued("exclude", exclude_fault, "e", repeats=True),
+                _switch("json"),
+                _LOG_JSON,
+                _switch("stats", "s"),
+                _switch("dry-run", "n"),
+                _SOCKET,
+            ),
+        ),
+        Verb(
+            name="init",
+            operands="REPO_PATH",
+            least=1,
+            most=1,
+            options=(_valued("encryption", _encryption_fault, "e"), _LOG_JSON, _SOCKET),
+        ),
+        Verb(
+            name="list",
+            operands="REPO_PATH",
+            least=1,
+            most=1,
+            options=(
+                _GLOB,
+                _valued("first", _count_fault),
+                _valued("last", _count_fault),
+                _switch("json"),
+                _LOG_JSON,
+                _SOCKET,
+            ),
+        ),
+        Verb(
+            name="info",
+            operands="REPO_PATH [ARCHIVE_NAME]",
+            least=1,
+            most=2,
+            options=(_switch("json"), _LOG_JSON, _SOCKET),
+        ),
+        Verb(
+            name="check",
+            operands="REPO_PATH",
+            least=1,
+            most=1,
+            options=(
+                _switch("repository-only"),
+                _switch("archives-only"),
+                _switch("verify-data"),
+                _valued("max-duration", _count_fault),
+                _PROGRESS,
+                _LOG_JSON,
+                _SOCKET,
+            ),
+        ),
+        Verb(
+            name="prune",
+            operands="REPO_PATH",
+            least=1,
+            most=1,
+            options=(
+                _GLOB,
+                _valued("keep-within", _interval_fault),
+                _valued("keep-last", _count_fault),
+                _valued("keep-minutely", _count_fault),
+                _valued("keep-hourly", _count_fault, "H"),
+                _valued("keep-daily", _count_fault, "d"),
+                _valued("keep-weekly", _count_fault, "w"),
+                _valued("keep-monthly", _count_fault, "m"),
+                _valued("keep-yearly", _count_fault, "y"),
+                _switch("dry-run", "n"),
+                _switch("list"),
+                _switch("stats", "s"),
+                _PROGRESS,
+                _LOG_JSON,
+                _SOCKET,
+            ),
+        ),
+        Verb(name="hello", operands="", least=0, most=0, options=()),
+    )
+}
+
+
+def _value_taking() -> dict[str, bool]:
+    """Whether each spelling takes a value; one spelling must mean the same for every verb,
+    since flags may stand before the verb."""
+    spellings: dict[str, bool] = {}
+    for verb in VERBS.values():
+        for option in verb.options:
+            takes_value = option.check is not None
+            for spelling in (
+                f"--{option.name}",
+                f"-{option.short}" if option.short else None,
+            ):
+                if spelling is None:
+                    continue
+                if spellings.setdefault(spelling, takes_value) is not takes_value:
+                    raise AssertionError(spelling)
+    return spellings
+
+
+_TAKES_VALUE = _value_taking()
