@@ -1,6 +1,6 @@
 """Builds ``borg_pull.linux._kernel``, the compiled door to system calls that Python lacks."""
 
-from cffi import FFI  # type: ignore[import-untyped]
+from cffi import FFI
 
 ffibuilder = FFI()
 

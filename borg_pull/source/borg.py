@@ -49,9 +49,7 @@ def command(
     environment.update(
         BORG_RSH=socket_wrapper,
         BORGSOCKETWRAP_SOCKET_PATH=socket_path(runtime, allowed),
-        BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=_answer(
-            rules.allow_unknown_repository
-        ),
+        BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=_answer(rules.allow_unknown_repository),
         BORG_RELOCATED_REPO_ACCESS_IS_OK=_answer(rules.allow_relocated_repository),
     )
     if allowed.verb == "create":

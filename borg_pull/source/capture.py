@@ -32,9 +32,7 @@ def output_of(
         output = _read_all(reader, time.monotonic() + timeout, limit)
     except TimeoutError:
         os.kill(pid, SIGKILL)
-        raise SystemRefusedError(
-            f"{argv[0]} did not end within {timeout:.0f} seconds"
-        ) from None
+        raise SystemRefusedError(f"{argv[0]} did not end within {timeout:.0f} seconds") from None
     finally:
         os.close(reader)
         _, status = os.waitpid(pid, 0)
@@ -44,9 +42,7 @@ def output_of(
     return output
 
 
-def _become(
-    argv: tuple[str, ...], environment: dict[str, str], writer: int, parent: int
-) -> None:
+def _become(argv: tuple[str, ...], environment: dict[str, str], writer: int, parent: int) -> None:
     """Replace the forked process by the command; never returns."""
     try:
         capabilities.drop_all()

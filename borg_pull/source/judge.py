@@ -57,9 +57,7 @@ class Refused(Record):
     """The rule that decided."""
 
 
-def judge(
-    request: Request, client: str, rules: ClientRules, context: Context
-) -> Allowed | Refused:
+def judge(request: Request, client: str, rules: ClientRules, context: Context) -> Allowed | Refused:
     """The verdict on ``request``. ``hello`` needs none and is not judged here."""
     if request.verb not in rules.allow:
         return Refused(
@@ -69,9 +67,7 @@ def judge(
         )
     repository = request.repository
     if repository is None:
-        return Refused(
-            reason="the request names no repository", hint=None, rule="request"
-        )
+        return Refused(reason="the request names no repository", hint=None, rule="request")
     if rules.repositories and _plain(repository) not in map(_plain, rules.repositories):
         return Refused(
             reason=f"repository {quoted(repository)} is not allowed to client {client}",
@@ -135,9 +131,7 @@ def _plain(path: str) -> str:
     return path.rstrip("/") or "/"
 
 
-def _create_refused(
-    request: Request, client: str, rules: ClientRules
-) -> Refused | None:
+def _create_refused(request: Request, client: str, rules: ClientRules) -> Refused | None:
     for name, _ in request.options:
         if name != "socket" and name not in rules.flags:
             return Refused(
@@ -171,9 +165,7 @@ def _init_refused(request: Request, client: str, rules: ClientRules) -> Refused 
     mode = request.value("encryption")
     allowed = f"allowed are {', '.join(rules.encryption)}"
     if mode is None:
-        return Refused(
-            reason="init needs --encryption", hint=allowed, rule="encryption"
-        )
+        return Refused(reason="init needs --encryption", hint=allowed, rule="encryption")
     if mode not in rules.encryption:
         return Refused(
             reason=f"encryption mode {mode} is not allowed to client {client}",
@@ -183,9 +175,7 @@ def _init_refused(request: Request, client: str, rules: ClientRules) -> Refused 
     return None
 
 
-def _prune_refused(
-    request: Request, _client: str, _rules: ClientRules
-) -> Refused | None:
+def _prune_refused(request: Request, _client: str, _rules: ClientRules) -> Refused | None:
     if not request.has("glob-archives"):
         return Refused(
             reason="prune needs --glob-archives",
@@ -201,9 +191,7 @@ def _prune_refused(
     return None
 
 
-def _check_refused(
-    request: Request, _client: str, _rules: ClientRules
-) -> Refused | None:
+def _check_refused(request: Request, _client: str, _rules: ClientRules) -> Refused | None:
     repository_only = request.has("repository-only")
     if repository_only and (request.has("archives-only") or request.has("verify-data")):
         return Refused(
@@ -212,15 +200,11 @@ def _check_refused(
             rule="check",
         )
     if request.has("max-duration") and not repository_only:
-        return Refused(
-            reason="--max-duration needs --repository-only", hint=None, rule="check"
-        )
+        return Refused(reason="--max-duration needs --repository-only", hint=None, rule="check")
     return None
 
 
-def _nothing_more(
-    _request: Request, _client: str, _rules: ClientRules
-) -> Refused | None:
+def _nothing_more(_request: Request, _client: str, _rules: ClientRules) -> Refused | None:
     return None
 
 

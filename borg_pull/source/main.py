@@ -28,7 +28,7 @@ from borg_pull.source.outcome import finding
 from borg_pull.source.passphrase import obtain
 from borg_pull.source.request import Request, parse
 from borg_pull.source.trail import Outcome, Trail
-from borg_pull.trust import Trust, check_own_directory, check_program, read_file
+from borg_pull.trust import Trust, check_directories, check_own_directory, check_program, read_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,18 +69,14 @@ def _serve(arguments: list[str], environment: Mapping[bytes, bytes]) -> int:
     invocation = _invocation(arguments, environment)
     trust = _trust()
     rules_file = _read_whitelist(invocation, trust)
-    trail = _trail(rules_file.settings, invocation)
+    trail = _trail(rules_file.settings, invocation, trust)
     try:
         rules = _rules_of(rules_file, invocation.client)
         request = parse(invocation.command)
         trail.knows(request.verb)
         if request.verb == "hello":
-            return _answer_hello(
-                invocation.client, rules, rules_file.settings, trust, trail
-            )
-        return _run_borg(
-            request, invocation.client, rules, rules_file.settings, trust, trail
-        )
+            return _answer_hello(invocation.client, rules, rules_file.settings, trust, trail)
+        return _run_borg(request, invocation.client, rules, rules_file.settings, trust, trail)
     except BorgPullError as error:
         trail.fail(error)
         raise
@@ -103,40 +99,26 @@ def _run_borg(
     directory = borg.state_directory(runtime, client)
     _check_runtime(settings, trust)
     state.prepare(runtime.home.rstrip("/") or "/", directory, trust)
-    lock = state.claim(directory, allowed.repository, _lock_note(allowed))
-    roots = confine.open_roots(allowed.grants, refuse_empty=rules.refuse_empty)
-    forwarded = peer.forwarded_socket(borg.socket_path(runtime, allowed))
-    secret = obtain(rules, trust, borg.base_environment(runtime, client))
-    command = borg.command(allowed, client, rules, runtime, socket_wrapper(settings))
-    confinement = confine.planned()
-    report_path = state.new_report(directory, trail.session)
-    command.environment.update(
-        BORG_PULL_SESSION_PROCESSES=forwarded.session_text(),
-        BORG_PULL_WRAP_REPORT=report_path,
-    )
-    _record_start(trail, command, allowed, confinement)
-    run = session.start(
-        command,
-        confinement,
-        passphrase=secret,
-        keep_stdout=allowed.json and bool(roots),
-    )
-    ending = run.wait()
-    reported = report.take(report_path)
-    lost = [root.path for root in roots if not root.is_in_place()]
-    found = finding(ending, reported, allowed, client, lost)
-    if (
-        (reported is not None and reported.connected)
-        or found.result
-        in (
-            "success",
-            "warning",
-        )
-        or peer.is_stale(forwarded)
-    ):
-        peer.remove_socket(forwarded)
-    trail.complete(_outcome(ending, found, reported))
-    os.close(lock)
+    held = state.claim(directory, allowed.repository, _lock_note(allowed, trail))
+    try:
+        _record_interrupted(held, trail)
+        roots = confine.open_roots(allowed.grants, refuse_empty=rules.refuse_empty)
+        forwarded = peer.forwarded_socket(borg.socket_path(runtime, allowed))
+        secret = obtain(rules, trust, borg.base_environment(runtime, client))
+        command = borg.command(allowed, client, rules, runtime, socket_wrapper(settings))
+        command.environment.update(_wrap_environment(forwarded, held))
+        confinement = confine.planned()
+        _record_start(trail, command, allowed, confinement)
+        keep_stdout = allowed.json and allowed.verb == "create"
+        run = session.start(command, confinement, passphrase=secret, keep_stdout=keep_stdout)
+        ending = run.wait()
+        reported = report.take(held.report_path)
+        lost = [root.path for root in roots if not root.is_in_place()]
+        found = finding(ending, reported, allowed, client, lost)
+        _clean_up(forwarded, found, reported)
+        trail.complete(_outcome(ending, found, reported))
+    finally:
+        state.release(held)
     _tell(found, ending, allowed, trail)
     return found.exit
 
@@ -148,7 +130,7 @@ def _settle_process() -> None:
             "this program must not run as root", "give it an account of its own"
         )
     capabilities.make_effective(None)
-    os.umask(0o077)
+    os.umask(0o027)
     while (descriptor := os.open("/dev/null", os.O_RDWR)) < 3:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -178,11 +160,7 @@ def _trust() -> Trust:
 
 def _read_whitelist(invocation: Invocation, trust: Trust) -> Whitelist:
     """The settings and this client's rules; a fault in them is recorded if at all possible."""
-    config = (
-        invocation.config
-        if invocation.config.startswith("/")
-        else _absolute(invocation)
-    )
+    config = invocation.config if invocation.config.startswith("/") else _absolute(invocation)
     content = read_file(config, trust, limit=MAX_MAIN_FILE, own=False, secret=False)
     main_file = whitelist.SourceFile(name=config, content=content)
     try:
@@ -194,7 +172,7 @@ def _read_whitelist(invocation: Invocation, trust: Trust) -> Whitelist:
     except ConfigurationError as error:
         settings = whitelist.load_settings(main_file)
         if settings is not None:
-            _trail(settings, invocation).refused(error)
+            _trail(settings, invocation, trust).refused(error)
         raise
 
 
@@ -202,9 +180,7 @@ def _absolute(invocation: Invocation) -> str:
     return os.path.join(os.getcwd(), invocation.config)
 
 
-def _client_files(
-    config: str, client: str, trust: Trust
-) -> dict[str, whitelist.SourceFile]:
+def _client_files(config: str, client: str, trust: Trust) -> dict[str, whitelist.SourceFile]:
     path = f"{os.path.dirname(config)}/clients.d/{client}.toml"
     if not os.path.lexists(path):
         return {}
@@ -212,7 +188,9 @@ def _client_files(
     return {client: whitelist.SourceFile(name=path, content=content)}
 
 
-def _trail(settings: Settings, invocation: Invocation) -> Trail:
+def _trail(settings: Settings, invocation: Invocation, trust: Trust) -> Trail:
+    if trust.enforced:
+        check_directories(settings.audit.file, trust, own=True)
     common = Common(
         session=new_session(),
         client=invocation.client,
@@ -252,9 +230,7 @@ def current_context() -> Context:
 def socket_wrapper(settings: Settings) -> str:
     """The wrapper from the configuration, else the one beside this program."""
     configured = settings.runtime.socket_wrapper
-    return configured or os.path.join(
-        os.path.dirname(sys.executable), "borg-pull-socket-wrap"
-    )
+    return configured or os.path.join(os.path.dirname(sys.executable), "borg-pull-socket-wrap")
 
 
 def _check_runtime(settings: Settings, trust: Trust) -> None:
@@ -263,9 +239,35 @@ def _check_runtime(settings: Settings, trust: Trust) -> None:
     check_own_directory(settings.runtime.socket_dir.rstrip("/") or "/", trust)
 
 
-def _lock_note(allowed: Allowed) -> str:
+def _lock_note(allowed: Allowed, trail: Trail) -> str:
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return f"{allowed.verb} since {started}, pid {os.getpid()}"
+    return f"{allowed.verb} since {started}, pid {os.getpid()}, session {trail.session}"
+
+
+def _record_interrupted(held: state.Claim, trail: Trail) -> None:
+    """End the record of the lock's last holder, if it was killed before it could."""
+    if held.interrupted is None:
+        return
+    verb, _, rest = held.interrupted.partition(" ")
+    _, found, session_id = rest.rpartition("session ")
+    if found:
+        trail.complete_interrupted(session_id, verb)
+
+
+def _wrap_environment(forwarded: peer.ForwardedSocket, held: state.Claim) -> dict[str, str]:
+    return {
+        "BORG_PULL_SESSION_PROCESSES": forwarded.session_text(),
+        "BORG_PULL_WRAP_REPORT": held.report_path,
+    }
+
+
+def _clean_up(
+    forwarded: peer.ForwardedSocket, found: Finding, reported: report.WrapReport | None
+) -> None:
+    """Remove the socket's file when it served this session or serves nobody; else leave it."""
+    served = reported.connected if reported is not None else found.exit in (0, 1)
+    if served or peer.is_stale(forwarded):
+        peer.remove_socket(forwarded)
 
 
 def _record_start(
@@ -283,9 +285,7 @@ def _record_start(
     )
 
 
-def _outcome(
-    ending: Ending, found: Finding, reported: report.WrapReport | None
-) -> Outcome:
+def _outcome(ending: Ending, found: Finding, reported: report.WrapReport | None) -> Outcome:
     return Outcome(
         result=found.result,
         borg_code=ending.borg_code,
@@ -343,9 +343,7 @@ def _answer_hello(
     confinement = confine.planned()
     started = time.monotonic()
     trail.start(command.argv, None, None, (), confinement.as_fields())
-    version = output_of(
-        command.argv, command.environment, timeout=_VERSION_TIMEOUT, limit=1024
-    )
+    version = output_of(command.argv, command.environment, timeout=_VERSION_TIMEOUT, limit=1024)
     socket_dir = runtime.socket_dir.rstrip("/") or "/"
     trail.complete(
         Outcome(
@@ -387,13 +385,9 @@ def _internal(error: Exception) -> InternalError:
     place = (
         ""
         if trace is None
-        else (
-            f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
-        )
+        else (f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}")
     )
-    return InternalError(
-        f"unexpected {type(error).__name__}: {error}{place}", "please report it"
-    )
+    return InternalError(f"unexpected {type(error).__name__}: {error}{place}", "please report it")
 
 
 def _say(line: str) -> None:

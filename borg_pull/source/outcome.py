@@ -59,9 +59,7 @@ def finding(
         return _borg_failed(ending, report, client)
     lost = [*lost_roots]
     if exit_code == BORG_WARNING:
-        lost += [
-            path for path in _paths_borg_missed(ending, allowed) if path not in lost
-        ]
+        lost += [path for path in _paths_borg_missed(ending, allowed) if path not in lost]
     if lost:
         return _failed(
             f"path {lost[0]!a} was not there for the whole run; "
@@ -80,9 +78,7 @@ def _borg_failed(ending: Ending, report: WrapReport | None, client: str) -> Find
         return Finding(exit=code, result="error", error=message, message=message)
     for variable, fault, key in _QUESTIONS:
         if variable in ending.stderr_tail:
-            message = (
-                f"{fault}; if that is as it should be, set client.{client}.{key} = true"
-            )
+            message = f"{fault}; if that is as it should be, set client.{client}.{key} = true"
             return _failed(message)
     return Finding(
         exit=BORG_ERROR,
@@ -107,11 +103,7 @@ def _paths_borg_missed(ending: Ending, allowed: Allowed) -> list[str]:
             path = grant.path.encode("utf-8", "surrogateescape").rstrip(b"/") or b"/"
             head, found, _ = line.partition(path + b": ")
             # Plain text begins with the path, a JSON line has it at the start of a string.
-            if (
-                found
-                and (head == b"" or head.endswith(b'"'))
-                and grant.path not in missed
-            ):
+            if found and (head == b"" or head.endswith(b'"')) and grant.path not in missed:
                 missed.append(grant.path)
     return missed
 

@@ -24,9 +24,7 @@ STDIN_TIMEOUT = 30.0  # seconds
 COMMAND_TIMEOUT = 60.0  # seconds
 
 
-def obtain(
-    rules: ClientRules, trust: Trust, environment: dict[str, str]
-) -> bytes | None:
+def obtain(rules: ClientRules, trust: Trust, environment: dict[str, str]) -> bytes | None:
     """The passphrase without its line end, None when the rules name no source for one.
 
     ``environment`` is for the command. Raises ConfigurationError for a file or command that does
@@ -38,9 +36,7 @@ def obtain(
         )
         return _first_line(content, f"passphrase_file {rules.passphrase_file}")
     if rules.passcommand is not None:
-        return _first_line(
-            _output_of(rules.passcommand, trust, environment), "passcommand"
-        )
+        return _first_line(_output_of(rules.passcommand, trust, environment), "passcommand")
     if rules.passphrase_stdin:
         return _line_of_standard_input()
     return None
@@ -49,9 +45,7 @@ def obtain(
 def _first_line(content: bytes, source: str) -> bytes:
     line = content.partition(b"\n")[0].rstrip(b"\r")
     if not line:
-        raise ConfigurationError(
-            f"{source} yields no passphrase", "its first line is empty"
-        )
+        raise ConfigurationError(f"{source} yields no passphrase", "its first line is empty")
     return line
 
 
@@ -63,9 +57,7 @@ def _line_of_standard_input() -> bytes:
     while len(line) <= MAX_PASSPHRASE:
         remaining = deadline - time.monotonic()
         if remaining <= 0 or not select.select([0], [], [], remaining)[0]:
-            raise RequestError(
-                f"no passphrase arrived within {STDIN_TIMEOUT:.0f} seconds", hint
-            )
+            raise RequestError(f"no passphrase arrived within {STDIN_TIMEOUT:.0f} seconds", hint)
         byte = os.read(0, 1)
         if byte in (b"", b"\n"):
             if not line.rstrip(b"\r"):
@@ -84,8 +76,6 @@ def _output_of(command: str, trust: Trust, environment: dict[str, str]) -> bytes
         raise ConfigurationError("passcommand does not begin with an absolute path")
     check_program(argv[0], trust)
     try:
-        return output_of(
-            tuple(argv), environment, timeout=COMMAND_TIMEOUT, limit=MAX_PASSPHRASE
-        )
+        return output_of(tuple(argv), environment, timeout=COMMAND_TIMEOUT, limit=MAX_PASSPHRASE)
     except SystemRefusedError as error:
         raise ConfigurationError(f"passcommand: {error.message}") from error

@@ -42,13 +42,9 @@ class ForwardedSocket(Record):
 def caller(environment: Mapping[bytes, bytes]) -> Caller:
     """The peer of this session, by ``SSH_CONNECTION`` and, with ``ExposeAuthInfo yes`` in sshd's
     configuration, ``SSH_USER_AUTH`` (sshd_config(5))."""
-    words = (
-        environment.get(b"SSH_CONNECTION", b"").decode("ascii", "replace").split(" ")
-    )
+    words = environment.get(b"SSH_CONNECTION", b"").decode("ascii", "replace").split(" ")
     address = words[0] if len(words) == 4 and words[0].isprintable() else None
-    port = (
-        int(words[1]) if address and words[1].isascii() and words[1].isdigit() else None
-    )
+    port = int(words[1]) if address and words[1].isascii() and words[1].isdigit() else None
     return Caller(
         key=_fingerprint(environment.get(b"SSH_USER_AUTH")),
         address=address or None,
@@ -60,9 +56,7 @@ def _fingerprint(path: bytes | None) -> str | None:
     if path is None:
         return None
     try:
-        descriptor = os.open(
-            path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        )
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
     try:
@@ -100,15 +94,11 @@ def forwarded_socket(path: str) -> ForwardedSocket:
     except FileNotFoundError:
         raise SocketError(f"no forwarded socket at {path}", forward) from None
     except OSError as error:
-        raise SocketError(
-            f"cannot look at {path}: {error.strerror}", forward
-        ) from error
+        raise SocketError(f"cannot look at {path}: {error.strerror}", forward) from error
     if not stat.S_ISSOCK(status.st_mode):
         raise SocketError(f"{path} is not a socket", f"remove it, then {forward}")
     if status.st_uid != os.getuid():
-        raise SocketError(
-            f"{path} belongs to uid {status.st_uid}", f"remove it, then {forward}"
-        )
+        raise SocketError(f"{path} belongs to uid {status.st_uid}", f"remove it, then {forward}")
     processes = tuple(process.ancestors(os.getpid()))
     if not processes:
         raise SocketError(

@@ -1,4 +1,4 @@
-"""Passing one stream of borg's on to the peer while looking at it, never blocking on a slow reader."""
+"""Passing one stream of borg's on to the peer, looking at it, never blocking on a slow reader."""
 
 from __future__ import annotations
 

@@ -41,9 +41,7 @@ def parse(text: str) -> WrapReport | None:
     connected = False
     for line in text.splitlines():
         words = line.split(" ", 5)
-        if len(words) < 5 or not all(
-            word.isascii() and word.isdigit() for word in words[2:5]
-        ):
+        if len(words) < 5 or not all(word.isascii() and word.isdigit() for word in words[2:5]):
             continue
         connected = connected or words[1] == "connected"
         last[words[0]] = (
@@ -54,9 +52,7 @@ def parse(text: str) -> WrapReport | None:
         )
     if not last:
         return None
-    failure = next(
-        ((code, message) for _, _, code, message in last.values() if code), None
-    )
+    failure = next(((code, message) for _, _, code, message in last.values() if code), None)
     return WrapReport(
         connected=connected,
         bytes_to_peer=sum(entry[0] for entry in last.values()),

@@ -72,9 +72,7 @@ class Request(Record):
 def parse(command: bytes | None) -> Request:
     """The request in ``command``. Raises RequestError naming what is wrong."""
     if command is None:
-        raise RequestError(
-            "no request was sent", "this account runs backups and offers no shell"
-        )
+        raise RequestError("no request was sent", "this account runs backups and offers no shell")
     words = split(decode(command))
     if words[:1] == ["--"]:
         del words[0]
@@ -89,9 +87,7 @@ def decode(command: bytes) -> str:
     let other forced commands be split in two, an escape is meant for the reader of the log.
     """
     if len(command) > MAX_REQUEST:
-        raise RequestError(
-            f"the request has {len(command)} bytes", f"the limit is {MAX_REQUEST}"
-        )
+        raise RequestError(f"the request has {len(command)} bytes", f"the limit is {MAX_REQUEST}")
     text = command.decode("utf-8", "surrogateescape")
     for position, character in enumerate(text):
         if character < " " or "\x7f" <= character <= "\x9f":
@@ -166,9 +162,7 @@ def _sort_words(
         elif verb is None:
             verb = VERBS.get(word)
             if verb is None:
-                raise RequestError(
-                    f"unknown verb {quoted(word)}", f"known are {', '.join(VERBS)}"
-                )
+                raise RequestError(f"unknown verb {quoted(word)}", f"known are {', '.join(VERBS)}")
         else:
             operands.append(word)
     if verb is None:
@@ -177,14 +171,10 @@ def _sort_words(
 
 
 def _option_with_value(word: str, remaining: Iterator[str]) -> tuple[str, str | None]:
-    spelling, joined, value = (
-        word.partition("=") if word.startswith("--") else (word, "", "")
-    )
+    spelling, joined, value = word.partition("=") if word.startswith("--") else (word, "", "")
     takes_value = _TAKES_VALUE.get(spelling)
     if takes_value is None:
-        raise RequestError(
-            f"unknown option {quoted(spelling)}", "options are written in full"
-        )
+        raise RequestError(f"unknown option {quoted(spelling)}", "options are written in full")
     if not takes_value:
         if joined:
             raise RequestError(f"option {spelling} takes no value")
@@ -214,16 +204,12 @@ def _resolve_options(
 
 def _option_of(verb: Verb, spelling: str) -> Option:
     for option in verb.options:
-        if spelling == f"--{option.name}" or (
-            option.short and spelling == f"-{option.short}"
-        ):
+        if spelling == f"--{option.name}" or (option.short and spelling == f"-{option.short}"):
             return option
     raise RequestError(f"{verb.name} has no option {spelling}")
 
 
-def _build(
-    verb: Verb, options: tuple[tuple[str, str | None], ...], operands: list[str]
-) -> Request:
+def _build(verb: Verb, options: tuple[tuple[str, str | None], ...], operands: list[str]) -> Request:
     count = len(operands)
     if count < verb.least or (verb.most is not None and count > verb.most):
         usage = f"{verb.name} {verb.operands}".rstrip()
@@ -322,9 +308,7 @@ def archive_fault(name: str) -> str | None:
             if fault is not None:
                 return fault
     stem = name.rpartition(".checkpoint")
-    if stem[1] and (
-        stem[2] == "" or (stem[2].startswith(".") and stem[2][1:].isdigit())
-    ):
+    if stem[1] and (stem[2] == "" or (stem[2].startswith(".") and stem[2][1:].isdigit())):
         return "ends like a checkpoint of borg's, which the next prune would delete"
     return None
 
@@ -362,7 +346,7 @@ def _placeholder_fault(placeholder: str) -> str | None:
 
 
 def compression_fault(spec: str) -> str | None:
-    """What is wrong with a compression specification, by the grammar of ``borg help compression``."""
+    """What is wrong with a compression specification (``borg help compression``), or None."""
     parts = spec.split(",")
     if parts[0] == "obfuscate":
         if len(parts) < 3 or not _is_number(parts[1], 1, 250):
@@ -401,11 +385,7 @@ ENCRYPTION_MODES = (
 
 
 def _encryption_fault(mode: str) -> str | None:
-    return (
-        None
-        if mode in ENCRYPTION_MODES
-        else f"is not one of {', '.join(ENCRYPTION_MODES)}"
-    )
+    return None if mode in ENCRYPTION_MODES else f"is not one of {', '.join(ENCRYPTION_MODES)}"
 
 
 def _comment_fault(comment: str) -> str | None:
@@ -452,9 +432,7 @@ def _nonce_fault(nonce: str) -> str | None:
 
 
 def _count_fault(text: str) -> str | None:
-    return (
-        None if _is_number(text, 1, 1_000_000) else "is not a number from 1 to 1000000"
-    )
+    return None if _is_number(text, 1, 1_000_000) else "is not a number from 1 to 1000000"
 
 
 def _interval_fault(text: str) -> str | None:
@@ -464,12 +442,7 @@ def _interval_fault(text: str) -> str | None:
 
 
 def _is_number(text: str, least: int, most: int) -> bool:
-    return (
-        text.isascii()
-        and text.isdigit()
-        and len(text) <= 7
-        and least <= int(text) <= most
-    )
+    return text.isascii() and text.isdigit() and len(text) <= 7 and least <= int(text) <= most
 
 
 def _switch(name: str, short: str | None = None) -> Option:

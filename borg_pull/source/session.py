@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from borg_pull.source.borg import BorgCommand
     from borg_pull.source.confine import Confinement
 
-_MAX_DESCRIPTORS = (
-    1 << 20
-)  # fs.nr_open by default; the limit now may be lower than it was
+_MAX_DESCRIPTORS = 1 << 20  # fs.nr_open by default; the limit now may be lower than it was
 GRACE = 15.0  # seconds between asking borg to end and killing it
 _DRAIN = 5.0  # seconds to hand the last output to a slow peer
 _STDERR_KEPT = 16 * 1024
@@ -72,9 +70,7 @@ class Ending(Record):
 class Run:
     """A borg process that has been started."""
 
-    def __init__(
-        self, pid: int, relays: list[Relay], wakeup: int, started: float
-    ) -> None:
+    def __init__(self, pid: int, relays: list[Relay], wakeup: int, started: float) -> None:
         self._pid = pid
         self._relays = relays
         self._wakeup = wakeup
@@ -115,11 +111,7 @@ class Run:
         for target, events in targets.items():
             poll.register(target, events)
         deadlines = [at for at in (self._kill_at, self._give_up_at) if at is not None]
-        timeout = (
-            max(0.0, min(deadlines) - time.monotonic()) * 1000 + 1
-            if deadlines
-            else None
-        )
+        timeout = max(0.0, min(deadlines) - time.monotonic()) * 1000 + 1 if deadlines else None
         return dict(poll.poll(timeout))
 
     def _pass_signals_on(self, ready: dict[int, int]) -> None:
@@ -198,10 +190,7 @@ def start(
     environment = dict(command.environment)
     wakeup = _watch_signals()
     try:
-        pipes = [
-            (os.pipe2(os.O_CLOEXEC), target)
-            for target in ([1, 2] if keep_stdout else [2])
-        ]
+        pipes = [(os.pipe2(os.O_CLOEXEC), target) for target in ([1, 2] if keep_stdout else [2])]
         fault_reader, fault_writer = os.pipe2(os.O_CLOEXEC)
         secret = None if passphrase is None else _pipe_with(passphrase)
         if secret is not None:
@@ -232,9 +221,7 @@ def start(
     os.close(fault_reader)
     if fault:
         os.waitpid(pid, 0)
-        raise SystemRefusedError(
-            f"borg was not started: {fault.decode('utf-8', 'replace')}"
-        )
+        raise SystemRefusedError(f"borg was not started: {fault.decode('utf-8', 'replace')}")
     kept = {1: _STDOUT_KEPT, 2: _STDERR_KEPT}
     relays = [Relay(reader, target, kept[target]) for (reader, _), target in pipes]
     return Run(pid, relays, wakeup, started)

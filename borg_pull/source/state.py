@@ -8,11 +8,14 @@ import os
 
 from borg_pull.digest import sha256
 from borg_pull.errors import BusyError, ConfigurationError, SystemRefusedError
+from borg_pull.record import Record
 from borg_pull.trust import check_own_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from borg_pull.trust import Trust
+
+_MAX_NOTE = 200  # bytes
 
 
 def prepare(home: str, state: str, trust: Trust) -> None:
@@ -28,55 +31,65 @@ def prepare(home: str, state: str, trust: Trust) -> None:
         except FileExistsError:
             check_own_directory(directory, trust)
         except OSError as error:
-            raise SystemRefusedError(
-                f"cannot create {directory}: {error.strerror}"
-            ) from error
+            raise SystemRefusedError(f"cannot create {directory}: {error.strerror}") from error
 
 
-def claim(state: str, repository: str, note: str) -> int:
+class Claim(Record):
+    """The lock of one client and repository, held."""
+
+    descriptor: int
+    report_path: str
+    """Where the socket wrap of this run reports; the file exists and is empty."""
+    interrupted: str | None
+    """Note of a holder that ended without releasing, as after kill -9 or a power cut."""
+
+
+def claim(state: str, repository: str, note: str) -> Claim:
     """Take the lock of this client and repository and write ``note`` into it.
 
-    The descriptor returned holds the lock; the kernel gives it back when the process ends,
-    however it ends. Raises BusyError telling the note of the holder.
+    The kernel gives the lock back when the process ends, however it ends; only `release` takes
+    the note away. Raises BusyError telling the note of a living holder.
     """
     digest = sha256(repository.rstrip("/").encode("utf-8")).hexdigest()[:16]
     path = f"{state}/{digest}.lock"
     try:
         descriptor = os.open(
-            path,
-            os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
-            0o600,
+            path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
         )
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise ConfigurationError(
-                f"{path} is a symbolic link", "remove it"
-            ) from error
+            raise ConfigurationError(f"{path} is a symbolic link", "remove it") from error
         raise SystemRefusedError(f"cannot open {path}: {error.strerror}") from error
+    holder = os.pread(descriptor, _MAX_NOTE, 0).decode("ascii", "replace")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(descriptor, 200, 0).decode("ascii", "replace").strip()
         os.close(descriptor)
         raise BusyError(
             f"another run for this repository is under way ({holder or 'just starting'})",
             "try again later",
         ) from None
+    interrupted = os.pread(descriptor, _MAX_NOTE, 0).decode("ascii", "replace") or None
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, note.encode("ascii"), 0)
-    return descriptor
-
-
-def new_report(state: str, session: str) -> str:
-    """Create the empty file that the wrap reports into and return its path.
-
-    Raises SystemRefusedError.
-    """
-    path = f"{state}/run/{session}"
     try:
-        os.close(
-            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        )
+        os.pwrite(descriptor, note.encode("ascii"), 0)
+        report_path = _new_report(f"{state}/run/{digest}")
     except OSError as error:
-        raise SystemRefusedError(f"cannot create {path}: {error.strerror}") from error
+        raise SystemRefusedError(f"cannot write to {state}: {error.strerror}") from error
+    return Claim(descriptor=descriptor, report_path=report_path, interrupted=interrupted)
+
+
+def release(held: Claim) -> None:
+    """Take the note and a report nobody read away, and give the lock back."""
+    if os.path.lexists(held.report_path):
+        os.unlink(held.report_path)
+    os.ftruncate(held.descriptor, 0)
+    os.close(held.descriptor)
+
+
+def _new_report(path: str) -> str:
+    # A new file each time: a wrap that outlived its run must not write into the next one's.
+    if os.path.lexists(path):
+        os.unlink(path)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     return path

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 
+from borg_pull.audit import Common
 from borg_pull.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from borg_pull.audit import AuditLog, Common, JSONValue
+    from borg_pull.audit import AuditLog, JSONValue
     from borg_pull.errors import BorgPullError
 
 _MAX_REQUEST_RECORDED = 8 * 1024  # characters
@@ -20,11 +21,12 @@ class Outcome(Record):
     """How a started request ended."""
 
     result: str
-    """``success``, ``warning``, ``error``, ``killed`` or ``not_run``."""
+    """``success``, ``warning``, ``error``, ``killed``, ``not_run`` or ``interrupted``."""
     borg_code: int | None
-    exit: int
+    exit: int | None
+    """None when nobody was there to give one."""
     signal: int | None
-    duration: float
+    duration: float | None
     """Seconds."""
     bytes_to_peer: int | None
     bytes_from_peer: int | None
@@ -91,26 +93,48 @@ class Trail:
 
     def complete(self, outcome: Outcome) -> None:
         """Record how the run ended. Raises AuditError."""
-        fields: dict[str, JSONValue] = {"verb": self._verb}
-        fields.update((name, getattr(outcome, name)) for name in Outcome.__slots__)
-        self._log.append("complete", self._common, fields)
+        self._complete(self._common, self._verb, outcome)
         self.is_started = False
+
+    def complete_interrupted(self, session: str, verb: str) -> None:
+        """Record the end of an earlier run that was killed before it could. Raises AuditError."""
+        outcome = _nothing_known("interrupted", None, "the forced command was killed")
+        self._complete(_common_of(self._common, session), verb, outcome)
 
     def fail(self, error: BorgPullError) -> None:
         """Record ``error`` as the end of this request, whichever step it had reached."""
-        if not self.is_started:
+        if self.is_started:
+            self.complete(_nothing_known("not_run", error.exit_code, error.line()))
+        else:
             self.refused(error)
-            return
-        self.complete(
-            Outcome(
-                result="not_run",
-                borg_code=None,
-                exit=error.exit_code,
-                signal=None,
-                duration=0.0,
-                bytes_to_peer=None,
-                bytes_from_peer=None,
-                archive_stats=None,
-                error=error.line(),
-            )
-        )
+
+    def _complete(self, common: Common, verb: str | None, outcome: Outcome) -> None:
+        fields: dict[str, JSONValue] = {"verb": verb}
+        fields.update((name, getattr(outcome, name)) for name in Outcome.__slots__)
+        self._log.append("complete", common, fields)
+
+
+def _nothing_known(result: str, exit_code: int | None, error: str) -> Outcome:
+    return Outcome(
+        result=result,
+        borg_code=None,
+        exit=exit_code,
+        signal=None,
+        duration=None,
+        bytes_to_peer=None,
+        bytes_from_peer=None,
+        archive_stats=None,
+        error=error,
+    )
+
+
+def _common_of(recorder: Common, session: str) -> Common:
+    """Fields of another session of the same client; who called then is in its start record."""
+    return Common(
+        session=session,
+        client=recorder.client,
+        key=None,
+        address=None,
+        port=None,
+        pid=recorder.pid,
+    )

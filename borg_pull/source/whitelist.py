@@ -46,11 +46,7 @@ class Fault(Record):
     def text(self) -> str:
         """``FILE:LINE: KEY: MESSAGE``"""
         place = self.file if self.line is None else f"{self.file}:{self.line}"
-        return (
-            f"{place}: {self.key}: {self.message}"
-            if self.key
-            else f"{place}: {self.message}"
-        )
+        return f"{place}: {self.key}: {self.message}" if self.key else f"{place}: {self.message}"
 
 
 class WhitelistError(ConfigurationError):
@@ -59,13 +55,13 @@ class WhitelistError(ConfigurationError):
     def __init__(self, faults: Sequence[Fault]) -> None:
         first = faults[0].text()
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        super().__init__(
-            f"the configuration is wrong: {first}{more}", "see borg-pull-admin check"
-        )
+        super().__init__(f"the configuration is wrong: {first}{more}", "see borg-pull-admin check")
         self.faults = tuple(faults)
 
 
 class Runtime(Record):
+    """``[runtime]``; directories and programs."""
+
     socket_wrapper: str | None
     socket_dir: str
     home: str
@@ -73,6 +69,8 @@ class Runtime(Record):
 
 
 class AuditSettings(Record):
+    """``[audit]``; where and how records are written."""
+
     file: str
     sync: bool
 
@@ -155,13 +153,9 @@ def _boolean(value: object) -> str | None:
     return None if isinstance(value, bool) else _wrong_type("true or false", value)
 
 
-def _each(
-    what: str, fault: Callable[[str], str | None]
-) -> Callable[[object], str | None]:
+def _each(what: str, fault: Callable[[str], str | None]) -> Callable[[object], str | None]:
     def check(value: object) -> str | None:
-        if not isinstance(value, list) or not all(
-            isinstance(item, str) for item in value
-        ):
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             return _wrong_type(f"an array of {what}", value)
         for position, item in enumerate(value):
             wrong = fault(item)
@@ -212,9 +206,7 @@ def _wrong_type(expected: str, value: object) -> str:
     return f"must be {expected}, not {names.get(type(value), type(value).__name__)}"
 
 
-CREATE_FLAGS = tuple(
-    option.name for option in VERBS["create"].options if option.name != "socket"
-)
+CREATE_FLAGS = tuple(option.name for option in VERBS["create"].options if option.name != "socket")
 _DEFAULT_FLAGS = tuple(name for name in CREATE_FLAGS if name != "exclude")
 _GRANTABLE_VERBS = tuple(name for name in VERBS if name != "hello")
 
@@ -486,9 +478,7 @@ def _document(file: SourceFile, faults: list[Fault]) -> dict[str, object] | None
         return loads(file.content.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = file.content.count(b"\n", 0, error.start) + 1
-        faults.append(
-            Fault(file=file.name, line=line, key="", message="is not UTF-8 text")
-        )
+        faults.append(Fault(file=file.name, line=line, key="", message="is not UTF-8 text"))
     except ValueError as error:
         faults.append(
             Fault(
@@ -499,9 +489,7 @@ def _document(file: SourceFile, faults: list[Fault]) -> dict[str, object] | None
             )
         )
     except RecursionError:
-        faults.append(
-            Fault(file=file.name, line=None, key="", message="is nested too deeply")
-        )
+        faults.append(Fault(file=file.name, line=None, key="", message="is nested too deeply"))
     return None
 
 
@@ -520,13 +508,9 @@ class _Check:
 
     def fault(self, key: str, message: str) -> None:
         line = line_of_key(self._file.content.decode("utf-8", "replace"), key)
-        self._faults.append(
-            Fault(file=self._file.name, line=line, key=key, message=message)
-        )
+        self._faults.append(Fault(file=self._file.name, line=line, key=key, message=message))
 
-    def values(
-        self, table: object, keys: tuple[Key, ...], prefix: str
-    ) -> dict[str, object] | None:
+    def values(self, table: object, keys: tuple[Key, ...], prefix: str) -> dict[str, object] | None:
         """Value of every key, None if any is wrong."""
         if not isinstance(table, dict):
             self.fault(prefix, _wrong_type("a table", table))
@@ -548,9 +532,7 @@ class _Check:
         for name in table:
             if name not in values:
                 sound = False
-                self.fault(
-                    _joined(prefix, name), f"is unknown{nearest_name(name, names)}"
-                )
+                self.fault(_joined(prefix, name), f"is unknown{nearest_name(name, names)}")
         return values if sound else None
 
 
