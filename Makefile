@@ -34,7 +34,7 @@ check: .venv/project ## ruff, strict mypy, import rules, exit codes unique, gene
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python packaging/generate_docs.py --check
 
 .PHONY: frozen

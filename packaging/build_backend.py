@@ -35,7 +35,7 @@ Settings = dict[str, str | list[str] | None] | None
 
 
 def emit_kernel_source() -> None:
-    """Write ``borg_pull/linux/_kernel.c``; an unchanged file keeps its time, so nothing rebuilds."""
+    """Write ``borg_pull/linux/_kernel.c``; unchanged, it keeps its time, so nothing rebuilds."""
     runpy.run_path(str(LINUX / "_kernel_build.py"))["ffibuilder"].emit_c_code(
         str(LINUX / "_kernel.c")
     )

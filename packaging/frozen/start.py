@@ -7,18 +7,26 @@ that file are found the ordinary way, in ``_internal``.
 
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
 _HOME: str = sys._MEIPASS  # type: ignore[attr-defined]  # set by the bootloader
 
 
 class _PackFinder:
     """Finds modules in a pack: an index of name -> (kind, start, end) or ("extension", file)."""
 
-    def __init__(self, pack):
+    def __init__(self, pack: "memoryview") -> None:
         size = int.from_bytes(pack[:4], "little")
         self._index = loads(pack[4 : 4 + size])
         self._code = pack[4 + size :]
 
-    def find_spec(self, name, _path=None, _target=None):
+    def find_spec(
+        self, name: str, _path: "Any" = None, _target: "Any" = None
+    ) -> "ModuleSpec | None":
         """The import protocol's find_spec; None leaves the module to the next finder."""
         entry = self._index.get(name)
         if entry is None:
@@ -27,16 +35,16 @@ class _PackFinder:
         if kind == "extension":
             file = f"{_HOME}/{entry[1]}"
             return ModuleSpec(name, ExtensionFileLoader(name, file), origin=file)
-        spec = ModuleSpec(name, self, is_package=kind == "package")
+        spec = ModuleSpec(name, self, is_package=kind == "package")  # type: ignore[arg-type]
         if kind == "package":
             spec.submodule_search_locations = [f"{_HOME}/{name.replace('.', '/')}"]
         return spec
 
-    def create_module(self, _spec):
+    def create_module(self, _spec: "ModuleSpec") -> None:
         """The import protocol's create_module: None asks for an ordinary module."""
         return None
 
-    def exec_module(self, module):
+    def exec_module(self, module: "ModuleType") -> None:
         """The import protocol's exec_module."""
         _kind, start, end = self._index[module.__name__]
         exec(loads(self._code[start:end]), module.__dict__)

@@ -1,0 +1,159 @@
+"""Fill the generated sections of the documentation from the code.
+
+usage: packaging/generate_docs.py [--check]
+
+A section stands in a Markdown file between ``<!-- generated: NAME -->`` and
+``<!-- end generated -->``. With ``--check`` nothing is written; what is out of date, missing or
+unknown is named, and so is an exit code that two error classes claim. Exit code 0 or 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import pkgutil
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import borg_pull
+from borg_pull import errors
+from borg_pull.source import request, whitelist
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+SECTION = re.compile(
+    r"(?P<start><!-- generated: (?P<name>[a-z-]+) -->\n).*?(?P<end><!-- end generated -->)",
+    re.DOTALL,
+)
+BORG_CODES = {
+    errors.BORG_SUCCESS: "borg ran: success",
+    errors.BORG_WARNING: "borg ran: warning",
+    errors.BORG_ERROR: "borg ran: error",
+}
+
+
+class GenerationError(Exception):
+    """The documentation cannot be made from the code as it is."""
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines
+    )
+
+
+def error_classes() -> Iterator[type[errors.BorgPullError]]:
+    """Every error class of the package that has an exit code of its own."""
+    for module in pkgutil.walk_packages(borg_pull.__path__, "borg_pull."):
+        if not module.name.endswith(("__main__", "_kernel_build")):
+            importlib.import_module(module.name)
+    waiting = [errors.BorgPullError]
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        if "exit_code" in vars(cls):
+            yield cls
+
+
+def exit_codes() -> str:
+    """The table of exit codes. Raises GenerationError for one that is claimed twice."""
+    meanings = dict(BORG_CODES)
+    owners = dict.fromkeys(BORG_CODES, "borg")
+    for cls in error_classes():
+        code = cls.exit_code
+        if code in owners:
+            raise GenerationError(
+                f"exit code {code} is claimed by {owners[code]} and {cls.__name__}"
+            )
+        owners[code] = cls.__name__
+        meanings[code] = cls.meaning
+    return table(("exit", "meaning"), [(str(code), meanings[code]) for code in sorted(meanings)])
+
+
+def configuration_keys(keys: Sequence[whitelist.Key]) -> str:
+    """The table of one TOML table's keys."""
+    return table(
+        ("key", "type", "default", "meaning"),
+        [(f"`{key.name}`", key.kind, key.default_text, key.doc) for key in keys],
+    )
+
+
+def verbs() -> str:
+    """The table of the verbs, their operands and options."""
+    return table(
+        ("verb", "operands", "options"),
+        [
+            (
+                f"`{verb.name}`",
+                f"`{verb.operands}`" if verb.operands else "",
+                ", ".join(f"`--{option.name}`" for option in verb.options),
+            )
+            for verb in request.VERBS.values()
+        ],
+    )
+
+
+# Every section there is, and the file it must stand in.
+SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
+    "exit-codes": ("protocol.md", exit_codes),
+    "verbs": ("protocol.md", verbs),
+    "runtime-keys": ("configuration.md", lambda: configuration_keys(whitelist.RUNTIME_KEYS)),
+    "audit-keys": ("configuration.md", lambda: configuration_keys(whitelist.AUDIT_KEYS)),
+    "client-keys": ("configuration.md", lambda: configuration_keys(whitelist.CLIENT_KEYS)),
+}
+
+
+def generated(file: str, text: str) -> str:
+    """``text`` of ``docs/file`` with its sections filled. Raises GenerationError."""
+    found = [match["name"] for match in SECTION.finditer(text)]
+    wanted = [name for name, (home, _content) in SECTIONS.items() if home == file]
+    if sorted(found) != sorted(wanted):
+        raise GenerationError(
+            f"docs/{file}: has the sections {found}, wants {wanted}"
+            " (<!-- generated: NAME --> ... <!-- end generated -->)"
+        )
+    return SECTION.sub(
+        lambda match: match["start"] + SECTIONS[match["name"]][1]() + match["end"], text
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write or check all sections; the exit code."""
+    parser = argparse.ArgumentParser(description="Fill the generated sections of docs/*.md.")
+    parser.add_argument("--check", action="store_true", help="write nothing, name what is stale")
+    check = parser.parse_args(arguments).check
+    status = 0
+    for file in sorted({home for home, _content in SECTIONS.values()}):
+        path = DOCS / file
+        try:
+            old = path.read_text(encoding="utf-8")
+            new = generated(file, old)
+        except (OSError, GenerationError) as error:
+            print(f"generate_docs: {error}", file=sys.stderr)
+            status = 1
+            continue
+        if new != old and check:
+            print(
+                f"generate_docs: docs/{file} is stale; run packaging/generate_docs.py",
+                file=sys.stderr,
+            )
+            sys.stderr.writelines(
+                difflib.unified_diff(
+                    old.splitlines(keepends=True), new.splitlines(keepends=True), "is", "wants", n=0
+                )
+            )
+            status = 1
+        elif new != old:
+            path.write_text(new, encoding="utf-8")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,75 @@
+#!/bin/sh
+# Install the frozen bundle, dist/borg-pull, on a source (as root). Running it again updates it.
+#
+# usage: packaging/install.sh [--prefix /opt/borg-pull]
+#
+# Makes the system account and group borg-pull, the bundle in PREFIX with the one capability, the
+# directories below, and the audit log's rotation. It writes no configuration and leaves sshd's
+# alone: docs/quickstart.md has both.
+set -eu
+
+prefix=/opt/borg-pull
+case $# in
+    0) ;;
+    2)
+        [ "$1" = --prefix ] && prefix=$2
+        ;;
+esac
+case "$#:${1-}:$prefix" in
+    0:*:/* | 2:--prefix:/*) ;;
+    *)
+        echo "usage: packaging/install.sh [--prefix /ABSOLUTE/PATH]" >&2
+        exit 64
+        ;;
+esac
+if [ "$(id -u)" -ne 0 ]; then
+    echo "install: only root can set owners and the capability" >&2
+    exit 1
+fi
+
+project=$(cd "$(dirname "$0")/.." && pwd)
+bundle=$project/dist/borg-pull
+if [ ! -x "$bundle/borg-pull-source" ]; then
+    echo "install: there is no $bundle; run: make frozen" >&2
+    exit 1
+fi
+umask 022
+
+getent group borg-pull >/dev/null || groupadd --system borg-pull
+if ! getent passwd borg-pull >/dev/null; then
+    # sshd runs the forced command through the account's shell.
+    useradd --system --gid borg-pull --home-dir /var/lib/borg-pull --no-create-home \
+        --shell /bin/sh --comment 'Borg backups pulled over SSH' borg-pull
+fi
+# Not '!', which useradd leaves: without PAM sshd takes that for a locked account and refuses its
+# keys too. '*' is no password's hash either.
+usermod --password '*' borg-pull
+
+# Everything above a program with a capability must be root's alone to change.
+directory=$(dirname "$prefix")
+mkdir -p "$directory"
+new=$(mktemp -d "$directory/.borg-pull.XXXXXX")
+trap 'rm -rf "$new"' EXIT
+cp -R "$bundle/." "$new"
+chmod 0755 "$new"
+"$project/packaging/grant.sh" "$new"
+# A running backup keeps the files it has open, but imports some late: it needs the old ones until
+# it ends, so they are moved aside and removed only with the next update.
+rm -rf "$prefix.old"
+if [ -e "$prefix" ]; then
+    mv "$prefix" "$prefix.old"
+fi
+mv "$new" "$prefix"
+
+install -d -o root -g borg-pull -m 0750 /etc/borg-pull
+install -d -o borg-pull -g borg-pull -m 0700 /var/lib/borg-pull
+install -d -o borg-pull -g borg-pull -m 0750 /var/log/borg-pull
+# Forwarded sockets: gone after a restart of the machine, and so must the directory come back.
+install -d -o root -g root -m 0755 /etc/tmpfiles.d
+echo 'd /run/borg-pull 0700 borg-pull borg-pull -' >/etc/tmpfiles.d/borg-pull.conf
+install -d -o borg-pull -g borg-pull -m 0700 /run/borg-pull
+
+if [ -e "$project/contrib/logrotate.conf" ] && [ -d /etc/logrotate.d ]; then
+    install -o root -g root -m 0644 "$project/contrib/logrotate.conf" /etc/logrotate.d/borg-pull
+fi
+echo "installed $prefix; docs/quickstart.md has the configuration and sshd's part"
