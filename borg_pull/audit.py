@@ -237,7 +237,7 @@ def _open_locked(path: str) -> int:
     while True:
         descriptor = os.open(
             path,
-            os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+            os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC,
             0o600,
         )
         try:
@@ -284,7 +284,7 @@ def _open_log(path: str, *, rotated: bool) -> tuple[int, bool]:
 
     ``rotated``: the chain has records, so that a missing log is one that was just moved away.
     """
-    flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     deadline = time.monotonic() + ROTATION_SECONDS
     while True:
         created = False
