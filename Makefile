@@ -9,7 +9,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+# Without debugging records, which hold the directory of the build, and the hash made of them.
+PIP := CFLAGS=-g0 LDFLAGS=-Wl,--build-id=none $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 LOCKS := packaging/requirements-bootstrap.txt packaging/requirements-build.txt packaging/requirements-dev.txt
 SOURCES := $(shell find borg_pull -name '*.py' -o -name '*.pyi')
 FREEZING := $(wildcard packaging/*.spec packaging/freeze.sh packaging/frozen/*)
