@@ -436,7 +436,7 @@ def _count_fault(text: str) -> str | None:
 
 
 def _interval_fault(text: str) -> str | None:
-    if text[-1] in "HdwmyMS" and _is_number(text[:-1], 1, 100_000):
+    if text[-1] in "Hdwmy" and _is_number(text[:-1], 1, 100_000):
         return None
     return "is not a number with H, d, w, m or y behind it"
 
