@@ -349,8 +349,8 @@ def compression_fault(spec: str) -> str | None:
     """What is wrong with a compression specification (``borg help compression``), or None."""
     parts = spec.split(",")
     if parts[0] == "obfuscate":
-        if len(parts) < 3 or not _is_number(parts[1], 1, 250):
-            return "is not obfuscate,LEVEL,ALGORITHM"
+        if len(parts) < 3 or not (_is_number(parts[1], 1, 6) or _is_number(parts[1], 110, 123)):
+            return "is not obfuscate,LEVEL,ALGORITHM with a level of 1 to 6 or 110 to 123"
         parts = parts[2:]
     if parts[0] == "auto":
         parts = parts[1:]
