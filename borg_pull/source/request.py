@@ -403,7 +403,7 @@ def exclude_fault(pattern: str) -> str | None:
     style, colon, rest = pattern.partition(":")
     if not pattern:
         return "is empty"
-    if colon and len(style) == 2 and style.isalpha():
+    if colon and len(style) == 2 and style.isalnum():
         if style not in ("fm", "sh", "pp", "pf"):
             return "has a style other than fm:, sh:, pp: and pf:"
         if not rest:
