@@ -287,8 +287,9 @@ def repository_fault(repository: str) -> str | None:
 
 
 PLACEHOLDERS = ("now", "utcnow", "hostname")
-# Every strftime directive that yields only digits, letters and signs; %f is datetime's alone.
-_STRFTIME_DIRECTIVES = "YmdHMSjyIpaAbBUWVGuwzZFTDRs%"
+# Every strftime directive that yields only digits, letters and signs; %f is datetime's alone, and
+# %D has slashes.
+_STRFTIME_DIRECTIVES = "YmdHMSjyIpaAbBUWVGuwzZFTRs%"
 _STRFTIME_LITERALS = "-_.:+T "
 
 
@@ -307,9 +308,8 @@ def archive_fault(name: str) -> str | None:
             fault = _placeholder_fault(placeholder)
             if fault is not None:
                 return fault
-    stem = name.rpartition(".checkpoint")
-    if stem[1] and (stem[2] == "" or (stem[2].startswith(".") and stem[2][1:].isdigit())):
-        return "ends like a checkpoint of borg's, which the next prune would delete"
+    if ".checkpoint" in name:
+        return "has '.checkpoint', by which borg knows what prune deletes and list hides"
     return None
 
 
