@@ -209,6 +209,12 @@ def _check_refused(request: Request, _client: str, _rules: ClientRules) -> Refus
     return None
 
 
+def _list_refused(request: Request, _client: str, _rules: ClientRules) -> Refused | None:
+    if request.has("first") and request.has("last"):
+        return Refused(reason="--first excludes --last", hint=None, rule="list")
+    return None
+
+
 def _nothing_more(_request: Request, _client: str, _rules: ClientRules) -> Refused | None:
     return None
 
@@ -218,6 +224,7 @@ _VERB_RULES = {
     "init": _init_refused,
     "prune": _prune_refused,
     "check": _check_refused,
+    "list": _list_refused,
 }
 
 # Query verbs answer with one JSON object, asked for or not.
