@@ -53,7 +53,7 @@ class Request(Record):
     archive: str | None
     """Archive name, possibly with placeholders."""
     paths: tuple[str, ...]
-    """Absolute source paths; bytes that are not UTF-8 are surrogates."""
+    """Absolute source paths."""
     options: tuple[tuple[str, str | None], ...]
     """(long name, value) in the order given; the value of a switch is None."""
 
@@ -90,12 +90,16 @@ def decode(command: bytes) -> str:
         raise RequestError(f"the request has {len(command)} bytes", f"the limit is {MAX_REQUEST}")
     text = command.decode("utf-8", "surrogateescape")
     for position, character in enumerate(text):
-        if character < " " or "\x7f" <= character <= "\x9f":
+        if _is_control(character):
             raise RequestError(
                 f"control character {ascii(character)[1:-1]} at position {position}",
                 "requests are one line of printable text",
             )
     return text
+
+
+def _is_control(character: str) -> bool:
+    return character < " " or "\x7f" <= character <= "\x9f"
 
 
 def split(text: str) -> list[str]:
@@ -253,7 +257,13 @@ def path_fault(path: str) -> str | None:
     """
     if not path.startswith("/"):
         return "is not absolute"
-    encoded = path.encode("utf-8", "surrogateescape")
+    if any(map(_is_control, path)):
+        return "has a control character"
+    try:
+        encoded = path.encode("utf-8")
+    except UnicodeEncodeError:
+        # Borg writes its own argv into the archive when all has been sent, and fails there.
+        return "has bytes that are not UTF-8, with which borg cannot end; ask for what is above it"
     if len(encoded) > MAX_PATH:
         return f"is longer than {MAX_PATH} bytes"
     components = encoded.split(b"/")[1:]
@@ -283,6 +293,8 @@ def repository_fault(repository: str) -> str | None:
         return "has a brace, which borg would expand"
     if "::" in repository:
         return "has '::', which borg takes for an archive separator"
+    if repository.endswith(":"):
+        return "ends in a colon, which borg takes for a part of the archive separator"
     return None
 
 
