@@ -7,6 +7,7 @@
 # directories below, and the audit log's rotation. It writes no configuration and leaves sshd's
 # alone: docs/quickstart.md has both.
 set -eu
+PATH=$PATH:/usr/sbin:/sbin
 
 prefix=/opt/borg-pull
 case $# in
