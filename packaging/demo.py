@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import pwd
@@ -392,7 +393,7 @@ def start_sshd(demo: Demo) -> None:
         config.write_text(sshd_config(demo, port))
         log = ("-E", str(directory / "sshd.log"))
         daemon = demo.start(demo.admin, [program("sshd"), "-D", *log, "-f", str(config)])
-        if until(lambda daemon=daemon, port=port: answers(daemon, port), "sshd to answer") == "yes":
+        if until(functools.partial(answers, daemon, port), "sshd to answer") == "yes":
             break
     else:
         raise DemoError("sshd does not start")
