@@ -25,8 +25,9 @@ demo: system-run .venv/project dist/frozen ## pull real backups through a privat
 
 .PHONY: test
 test: system-run .venv/project dist/frozen ## run the tests, from source and from the frozen bundle, with borg 1.2 and 1.4
+	borg14=$$(PYTHON=$(PYTHON) packaging/borg14.sh); \
 	BORG_PULL_BORG12=/usr/bin/borg \
-	BORG_PULL_BORG14="$$(PYTHON=$(PYTHON) packaging/borg14.sh)" \
+	BORG_PULL_BORG14="$$borg14" \
 	BORG_PULL_FROZEN="$(CURDIR)/dist/borg-pull" \
 	$(BIN)/python -m pytest -n 2
 
