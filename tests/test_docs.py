@@ -183,6 +183,11 @@ def test_answers_shown_are_json(text: str) -> None:
     assert isinstance(json.loads(text), dict)
 
 
+def test_log_of_the_quickstart_is_rotated() -> None:
+    [log] = set(re.findall(r"/\S+/audit\.jsonl", QUICKSTART.read_text()))
+    assert f"\n{log} {{\n" in (PROJECT / "contrib/logrotate.conf").read_text()
+
+
 class PrivateSshd(SshServer):
     """An sshd that reads settings from a drop-in directory, as a distribution's does."""
 
