@@ -89,7 +89,7 @@ def test_any_text(text: str) -> None:
     loaded((RUNTIME + text).encode("utf-8", "surrogatepass"), {})
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(strategies.documents(), st.sampled_from((None, "luna", "absent")))
 @example(RUNTIME + '[client.luna]\npaths = ["/home/\\u0000"]\n', None)
 @example(RUNTIME + "x" + ".a" * 5000 + " = 1", None)

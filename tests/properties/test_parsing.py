@@ -43,7 +43,7 @@ def test_any_text(text: str, start: str) -> None:
     accepted((start + text).encode("utf-8", "surrogatepass"))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(strategies.requests())
 @example(b"create --exclude=\xc2\xb2\xc2\xb2:x /r a /a")
 @example(b"create /r: a /a")

@@ -82,7 +82,7 @@ WIDE: dict[str, Any] = {
 def test_what_is_allowed_keeps_to_the_rules() -> None:
     seen: set[tuple[str, str]] = set()
 
-    @settings(max_examples=1200, deadline=None)
+    @settings(max_examples=800, deadline=None)
     @given(
         strategies.requests(),
         st.sampled_from(strategies.CLIENTS),
