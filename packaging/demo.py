@@ -285,9 +285,8 @@ def main(arguments: Sequence[str]) -> int:
                 demo = Demo(screen, bundle, cleanup)
             show(demo)
         finally:
-            with undisturbed():
+            with undisturbed(), cleanup:
                 print("\nremoving everything this demo made", flush=True)
-                cleanup.close()
     except KeyboardInterrupt:
         print("demo: interrupted", file=sys.stderr)
         return 130

@@ -151,6 +151,17 @@ def test_interrupted_leaves_nothing(viewer: Viewer, step: str, number: signal.Si
     assert_nothing_left(seen + rest)
 
 
+def test_a_reader_that_has_seen_enough_leaves_nothing(viewer: Viewer) -> None:
+    demo = viewer.start()
+    assert demo.stdout is not None
+    seen = ""
+    while "\n5. " not in seen:
+        seen += demo.stdout.readline()
+    demo.stdout.close()
+    assert demo.wait(SECONDS) != 0
+    assert_nothing_left(seen)
+
+
 def test_failure_leaves_nothing(viewer: Viewer) -> None:
     bundle = broken(viewer)
     demo = viewer.start(bundle)
