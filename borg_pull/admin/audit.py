@@ -22,7 +22,6 @@ import time
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
@@ -38,6 +37,7 @@ from borg_pull.audit import (
     timestamp,
 )
 from borg_pull.errors import ConfigurationError, RequestError, printable
+from borg_pull.record import Record
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,8 +56,7 @@ EXIT_TAMPERED = 1
 # Reading
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
+class Line(Record):
     """One line of a log file."""
 
     file: str
@@ -73,8 +72,7 @@ class Line:
     """None when the line is no record."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
+class Source(Record):
     """One open log file, and how much of it to read."""
 
     name: str
@@ -173,8 +171,7 @@ def rotated_set(path: str) -> list[str]:
 # The chain
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(Record):
     """Lines of one file that follow one another without a fault; or one line that is no record."""
 
     file: str
@@ -197,8 +194,7 @@ class Run:
         return f"{self.file}:{self.last_line}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
+class Finding(Record):
     """One thing verifying found."""
 
     kind: str
@@ -221,8 +217,7 @@ class Finding:
         return printable(f"{place}: {self.kind}: {self.message}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sidecar:
+class Sidecar(Record):
     """What stands beside the log."""
 
     path: str
@@ -231,8 +226,7 @@ class Sidecar:
     """Why there is no head: missing, damaged, unreadable."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verdict(Record):
     """What verifying found, and the end of the chain to note down elsewhere."""
 
     files: list[str]
@@ -241,16 +235,18 @@ class Verdict:
     last_seq: int | None
     head: str | None
     """Hash of the last record of the chain; None when there is none."""
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Finding]
 
     def intact(self) -> bool:
         return not any(finding.tampering for finding in self.findings)
 
 
-@dataclass
 class _Tally:
-    records: int = 0
-    expected: Line | None = None
+    """What is counted and looked for while lines go by."""
+
+    def __init__(self) -> None:
+        self.records = 0
+        self.expected: Line | None = None
 
 
 def runs_of(
@@ -802,8 +798,7 @@ def verify_files(paths: Sequence[str], *, rotated: bool, expect: str | None) -> 
 # Showing
 
 
-@dataclass(frozen=True, kw_only=True)
-class Filter:
+class Filter(Record):
     """Which records to show; empty means all."""
 
     clients: frozenset[str]
@@ -1161,7 +1156,10 @@ def verdict_object(verdict: Verdict) -> dict[str, Any]:
         "first_seq": verdict.first_seq,
         "last_seq": verdict.last_seq,
         "head": verdict.head,
-        "findings": [vars(finding) for finding in verdict.findings],
+        "findings": [
+            {name: getattr(finding, name) for name in Finding.__slots__}
+            for finding in verdict.findings
+        ],
     }
 
 
