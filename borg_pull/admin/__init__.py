@@ -1,0 +1,1 @@
+"""The admin's program: check, explain, keys and the audit log; needs no privilege."""

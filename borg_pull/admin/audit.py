@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 
+from borg_pull.admin.host import audit_file
 from borg_pull.audit import (
     GENESIS,
     MAX_LINE_BYTES,
@@ -1066,15 +1067,22 @@ def audit() -> None:
     """Read the audit log, and verify that nobody altered it."""
 
 
+_CONFIG_OPTION = click.option(
+    "--config", metavar="CONFIG", type=click.Path(), help="The log of this whitelist, not FILE."
+)
+
+
 @audit.command()
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(), required=False)
+@_CONFIG_OPTION
 @click.option("--client", "clients", multiple=True, help="Only this client (repeatable).")
 @click.option("--event", "events", multiple=True, help="Only this event (repeatable).")
 @click.option("--since", help="Only from this time on: RFC 3339, or 30m, 2h, 7d, 4w ago.")
 @click.option("--json", "as_json", is_flag=True, help="The raw records, one a line.")
 @click.option("--follow", "following", is_flag=True, help="Wait for more; survives rotation.")
 def show(
-    file: str,
+    file: str | None,
+    config: str | None,
     clients: tuple[str, ...],
     events: tuple[str, ...],
     since: str | None,
@@ -1087,6 +1095,7 @@ def show(
         events=frozenset(events),
         since="" if since is None else since_of(since, time.time()),
     )
+    (file,) = _named((() if file is None else (file,)), config)
     with _quiet_end(), contextlib.ExitStack() as stack:
         if following:
             lines = follow(file)
@@ -1099,6 +1108,13 @@ def show(
         put = print_json if as_json else row_printer()
         for line in chosen:
             put(line)
+
+
+def _named(files: tuple[str, ...], config: str | None) -> tuple[str, ...]:
+    """The log files to read. Raises RequestError unless exactly one way names them."""
+    if bool(files) == (config is not None):
+        raise RequestError("the log is not named, or twice", "give FILE, or --config CONFIG")
+    return files if config is None else (audit_file(config),)
 
 
 @contextlib.contextmanager
@@ -1115,7 +1131,8 @@ def _quiet_end() -> Iterator[None]:
 
 
 @audit.command("verify")
-@click.argument("files", nargs=-1, required=True, type=click.Path())
+@click.argument("files", nargs=-1, type=click.Path())
+@_CONFIG_OPTION
 @click.option("--rotated", is_flag=True, help="Also the rotated FILE.N and FILE.N.gz.")
 @click.option("--expect-head", metavar="HASH", help="A head noted earlier must be in the chain.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -1123,6 +1140,7 @@ def _quiet_end() -> Iterator[None]:
 def verify_command(
     context: click.Context,
     files: tuple[str, ...],
+    config: str | None,
     rotated: bool,
     expect_head: str | None,
     as_json: bool,
@@ -1131,6 +1149,7 @@ def verify_command(
 
     Exit code 0: intact; 1: records were altered, removed, inserted or reordered; 78: unreadable.
     """
+    files = _named(files, config)
     if rotated and len(files) != 1:
         raise RequestError("--rotated finds the other files itself", "name the current file alone")
     if expect_head is not None and re.fullmatch("[0-9a-f]{64}", expect_head) is None:
