@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from borg_pull.admin.authorized_keys import fingerprint_of, forced_command
+from borg_pull.admin.host import has_capability
 from borg_pull.errors import ConfigurationError
 from tests.admin_runs import RUNTIME, public_key, run, start, write
-from tests.harness.builds import SOURCE_12
+from tests.harness.builds import CAPABILITY, SOURCE_12
 from tests.harness.fixtures import SiteMaker
 from tests.harness.peer import Peer
 from tests.harness.site import Installations, Site
@@ -258,3 +260,31 @@ def test_sshd_asks_at_each_login(
     site.source.write_whitelist(clients)
     assert peer.pull("hello").exit == 0, "the control: it was the whitelist that kept it out"
     peer.remove()
+
+
+@pytest.mark.needs_root
+def test_a_program_with_the_capability_obeys_roots_configuration_alone(
+    installations: Installations, tmp_path: Path
+) -> None:
+    """What the forced command would refuse lets nobody in either."""
+    directory = installations.workplace.directory("k")
+    program = directory / "program"
+    shutil.copy("/bin/true", program)
+    config = write(directory / "config.toml", f"{RUNTIME}[client.luna]\nkeys = ['{public_key(1)}']")
+    others = write(tmp_path / "config.toml", config.read_text())
+
+    def exits() -> list[int]:
+        return [
+            run("authorized-keys", file, "--program", program).exit for file in (config, others)
+        ]
+
+    tmp_path.chmod(0o777)
+    assert not has_capability(str(program))
+    assert exits() == [0, 0]
+    subprocess.run(["setcap", CAPABILITY, program], check=True)
+    assert has_capability(str(program))
+    assert exits() == [0, 78]
+    config.chmod(0o664)
+    assert exits() == [78, 78]
+    subprocess.run(["setcap", "cap_chown=ep", program], check=True)
+    assert not has_capability(str(program))

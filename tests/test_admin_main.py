@@ -16,6 +16,8 @@ import pytest
 from borg_pull import __version__
 from borg_pull.admin import main as program
 from tests.admin_runs import RUNTIME, run, start, write
+from tests.harness.builds import Build
+from tests.harness.site import Installations
 
 CONFIGURATION = str(Path(__file__).parent / "samples/good/smallest.toml")
 COMMANDS = ("check", "explain", "authorized-keys", "audit", "audit show", "audit verify")
@@ -181,3 +183,28 @@ def _run(
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"} | dict(environment or {}),
         check=False,
     )
+
+
+def test_every_build_answers_alike(installations: Installations, build: Build) -> None:
+    """The frozen program brings all it needs, and finds the others beside it."""
+    programs = installations.programs(build, capable=False)
+    sample = CONFIGURATION.replace("smallest", "every-key")
+
+    def answer(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [programs.admin, *arguments], capture_output=True, text=True, check=False, env={}
+        )
+
+    assert answer("--version").stdout == f"borg-pull-admin {__version__}\n"
+    checked = answer("check", sample)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    wrong = answer("check", CONFIGURATION.replace("good/smallest", "bad/misspelt-client-key"))
+    assert wrong.returncode == 78
+    assert "did you mean paths?" in wrong.stdout
+    explained = answer("explain", sample, "luna", "list /srv/borg/web1")
+    assert explained.returncode == 0
+    assert "verdict     allowed" in explained.stdout
+    (line,) = answer("authorized-keys", sample).stdout.splitlines()
+    assert f' {sample} luna" ssh-ed25519 ' in line
+    if build.programs == "frozen":
+        assert f'command="{programs.source} ' in line
