@@ -2,13 +2,14 @@
 
 Each direction is a thread with blocking calls, because borg's streams cannot be made
 non-blocking: O_NONBLOCK belongs to the open file description, which other processes may share.
-Measured against ``socat -b 65536`` (tests/bench/wrap_throughput.py, 256 MiB, 15 rounds, Linux
-6.18, 2 cores), to and from the peer:
+Measured on 2 cores, Linux 6.18, against ``socat -b 65536``, to and from the peer
+(tests/bench/wrap_throughput.py, 256 MiB, 31 rounds):
 
-* these threads: 1.07 and 1.14 times as fast; a poll loop on re-opened descriptors was no faster;
-* pipes enlarged to 1 MiB: 1.20 and 0.97, which is not worth taking from the account's
-  pipe-user-pages-soft (64 MiB), where sessions of one account would starve one another;
-* larger socket buffers: 1.04 and 1.10, no gain;
+* these threads: 1.08 and 1.08 times as fast; a poll loop on re-opened descriptors: no faster;
+* pipes enlarged to 1 MiB: 1.4 to the peer, none from it; but they count against the account's
+  pipe-user-pages-soft (64 MiB), past which all new pipes of the account shrink to two pages, so
+  that one client's sessions would slow down another's;
+* larger socket buffers, or blocks of 128 KiB: no gain that stood out;
 * splice(2) holds the lock of borg's pipe while it waits for the socket, so that borg's read of
   what is already in the pipe hangs: not usable here at all.
 """
@@ -22,6 +23,7 @@ from _socket import AF_UNIX, SHUT_RD, SHUT_WR, SOCK_STREAM, socket
 from _thread import start_new_thread
 
 from borg_pull.errors import SocketError, SystemRefusedError
+from borg_pull.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,24 +36,30 @@ TICK = 5.0  # seconds
 _BLOCK = 64 * 1024  # bytes
 
 
-class Traffic:
-    """Bytes delivered each way so far; each number is written by one thread alone."""
+class Count:
+    """Bytes delivered one way so far; one thread alone writes it."""
 
-    __slots__ = ("from_peer", "to_peer")
+    __slots__ = ("bytes",)
 
     def __init__(self) -> None:
-        self.to_peer = 0
-        self.from_peer = 0
+        self.bytes = 0
+
+
+class Traffic(Record):
+    """What has been delivered each way."""
+
+    to_peer: Count
+    from_peer: Count
 
 
 class _Direction:
     """One way, from the descriptor ``source`` to ``sink``, carried by a thread of its own.
 
-    ``account`` is told the bytes of each write. A byte in ``wake`` says that it has ended.
+    A byte in ``wake`` says that it has ended.
     """
 
     __slots__ = (
-        "_account",
+        "_count",
         "_sink",
         "_source",
         "_wake",
@@ -61,10 +69,10 @@ class _Direction:
         "source_error",
     )
 
-    def __init__(self, source: int, sink: int, account: Callable[[int], None], wake: int) -> None:
+    def __init__(self, source: int, sink: int, count: Count, wake: int) -> None:
         self._source = source
         self._sink = sink
-        self._account = account
+        self._count = count
         self._wake = wake
         self.ended = False
         self.source_error: OSError | None = None
@@ -87,39 +95,38 @@ class _Direction:
         os.write(self._wake, b"\0")
 
     def _carry(self) -> None:
+        """Until the end of the source or an error, which is kept.
+
+        In one piece: calls of methods for each block took 5 to 10 % off the throughput.
+        """
+        source, sink, count = self._source, self._sink, self._count
         # One buffer for all blocks: os.read would allocate and shrink one for each.
         block = bytearray(_BLOCK)
+        blocks = (block,)
         view = memoryview(block)
-        while size := self._read(block):
-            done = 0
-            while done < size:
-                written = self._write(view[done:size])
-                if written is None:
-                    return
-                done += written
-                self._account(written)
-
-    def _read(self, block: bytearray) -> int:
-        """Bytes read, 0 at the end or at an error, which is kept."""
         while True:
             try:
-                return os.readv(self._source, (block,))
+                size = os.readv(source, blocks)
             except BlockingIOError:
-                _wait(self._source, select.POLLIN)
+                _wait(source, select.POLLIN)
+                continue
             except OSError as error:
                 self.source_error = error
-                return 0
-
-    def _write(self, block: memoryview) -> int | None:
-        """Bytes written; None at an error, which is kept."""
-        while True:
-            try:
-                return os.write(self._sink, block)
-            except BlockingIOError:
-                _wait(self._sink, select.POLLOUT)
-            except OSError as error:
-                self.sink_error = error
-                return None
+                return
+            if size == 0:
+                return
+            done = 0
+            while done < size:
+                try:
+                    written = os.write(sink, view[done:size])
+                except BlockingIOError:
+                    _wait(sink, select.POLLOUT)
+                    continue
+                except OSError as error:
+                    self.sink_error = error
+                    return
+                done += written
+                count.bytes += written
 
 
 def join(connection: socket, traffic: Traffic, tick: Callable[[], None]) -> None:
@@ -130,28 +137,22 @@ def join(connection: socket, traffic: Traffic, tick: Callable[[], None]) -> None
     """
     peer = connection.fileno()
     woken, wake = os.pipe()
-
-    def sent(size: int) -> None:
-        traffic.to_peer += size
-
-    def received(size: int) -> None:
-        traffic.from_peer += size
-
-    to_peer = _Direction(STDIN, peer, sent, wake)
-    from_peer = _Direction(peer, STDOUT, received, wake)
+    to_peer = _Direction(STDIN, peer, traffic.to_peer, wake)
+    from_peer = _Direction(peer, STDOUT, traffic.from_peer, wake)
     to_peer.start()
     from_peer.start()
 
     # Ends are passed on from here, not from the directions' threads: while poll waits it holds the
-    # open files, and a pipe so held has no end for its reader.
+    # open files, and a pipe so held has no end for its reader. While both directions run, nothing
+    # but their ends is waited for: to have the streams watched as well cost 10 % of throughput.
     to_peer_open = from_peer_open = borg_reads = peer_connected = True
     while from_peer_open or (to_peer_open and peer_connected):
         watch = select.poll()
         watch.register(woken, select.POLLIN)
-        if peer_connected:
+        if not from_peer_open:
             watch.register(peer, 0)  # POLLHUP: nothing can pass either way any more
-        if borg_reads:
-            watch.register(STDOUT, 0)  # POLLERR of a pipe, POLLHUP of a socket: nobody reads
+        elif not to_peer_open and borg_reads:
+            watch.register(STDOUT, 0)  # POLLERR of a pipe, POLLHUP of a socket: borg has gone
         events = dict(watch.poll(TICK * 1000))
         if not events:
             tick()

@@ -20,7 +20,7 @@ from borg_pull.errors import (
 from borg_pull.linux import capabilities, process
 from borg_pull.linux.signals import SIGHUP, SIGINT, SIGKILL, SIGTERM, signal
 from borg_pull.wrap import peer
-from borg_pull.wrap.directions import Traffic, join
+from borg_pull.wrap.directions import Count, Traffic, join
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class _Report:
     """
 
     def __init__(self) -> None:
-        self.traffic = Traffic()
+        self.traffic = Traffic(to_peer=Count(), from_peer=Count())
         self._descriptor: int | None = None
         self._reported = (0, 0)
         self._ended = False
@@ -166,7 +166,7 @@ class _Report:
 
     def progress(self) -> None:
         """Report the bytes so far, if there were any since the last time."""
-        now = (self.traffic.to_peer, self.traffic.from_peer)
+        now = self._bytes()
         if now != self._reported:
             self._reported = now
             self._write(f"progress {now[0]} {now[1]} 0")
@@ -175,10 +175,11 @@ class _Report:
         """The last line; a second call does nothing."""
         if not self._ended:
             self._ended = True
-            traffic = self.traffic
-            self._write(
-                f"end {traffic.to_peer} {traffic.from_peer} {exit_code} {printable(message)}"
-            )
+            to_peer, from_peer = self._bytes()
+            self._write(f"end {to_peer} {from_peer} {exit_code} {printable(message)}")
+
+    def _bytes(self) -> tuple[int, int]:
+        return self.traffic.to_peer.bytes, self.traffic.from_peer.bytes
 
     def _write(self, line: str) -> None:
         if self._descriptor is not None:
