@@ -136,11 +136,13 @@ class Source:
         """Everything that runs for this source, sshd's unprivileged session process included."""
         if self.account.disposable:
             return processes.of_account(self.account.uid)
-        marker = str(self.directory)
+        # Without an account to go by: what a session of this run's sshd started names the run in
+        # its environment or arguments, and the backup server's side are children of this process.
+        marker = str(self.directory.parent)
         return [
             process
             for process in processes.of_account(self.account.uid)
-            if process.pid != os.getpid() and processes.mentions(process, marker)
+            if process.parent != os.getpid() and processes.mentions(process, marker)
         ]
 
     def assert_nothing_left(self, client: str | None = None) -> None:

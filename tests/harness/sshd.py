@@ -108,6 +108,7 @@ class SshServer:
             "AllowAgentForwarding no",
             "X11Forwarding no",
             "PermitTTY no",
+            f"SetEnv BORG_PULL_TEST_RUN={self.directory.parent}",
             # A careless admin's line: nothing of it may reach borg.
             "AcceptEnv BORG_* LD_* PYTHON* _PYI_* TMPDIR LC_*",
             "PermitUserRC no",
