@@ -41,12 +41,12 @@ class Scale:
 
 
 FULL = Scale(
-    starts=150,
-    fleet_starts=200,
+    starts=250,
+    fleet_starts=400,
     memory=5,
     throughput=3,
     throughput_mebibytes=512,
-    pulls=3,
+    pulls=5,
     first_mebibytes=1024,
     second_files=50_000,
     appends=5,
