@@ -889,12 +889,17 @@ class Follower:
 
     def __init__(self, path: Path, *options: str) -> None:
         self.lines: list[str] = []
-        self.process = subprocess.Popen(
-            [*PROGRAM, "show", "--follow", *options, str(path)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
+        # A worker of pytest-xdist ignores Ctrl-C, and what it starts would, too.
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            self.process = subprocess.Popen(
+                [*PROGRAM, "show", "--follow", *options, str(path)],
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+            )
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
@@ -926,6 +931,7 @@ def follow() -> Iterator[Callable[..., Follower]]:
     yield start
     for follower in started:
         if follower.process.poll() is None:
+            follower.process.kill()
             follower.end()
 
 
