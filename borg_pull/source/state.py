@@ -60,23 +60,41 @@ def claim(state: str, repository: str, note: str) -> Claim:
         if error.errno == errno.ELOOP:
             raise ConfigurationError(f"{path} is a symbolic link", "remove it") from error
         raise SystemRefusedError(f"cannot open {path}: {error.strerror}") from error
-    holder = os.pread(descriptor, _MAX_NOTE, 0).decode("ascii", "replace")
+    try:
+        interrupted = _lock(descriptor)
+        report_path = _new_report(f"{state}/run/{digest}")
+        _write_note(descriptor, note)
+    except OSError as error:
+        os.close(descriptor)
+        raise SystemRefusedError(f"cannot write to {state}: {error.strerror}") from error
+    except BusyError:
+        os.close(descriptor)
+        raise
+    return Claim(descriptor=descriptor, report_path=report_path, interrupted=interrupted)
+
+
+def _lock(descriptor: int) -> str | None:
+    """Lock, and return the note that is there. Raises BusyError, OSError."""
+    holder = _note(descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
         raise BusyError(
             f"another run for this repository is under way ({holder or 'just starting'})",
             "try again later",
         ) from None
-    interrupted = os.pread(descriptor, _MAX_NOTE, 0).decode("ascii", "replace") or None
-    os.ftruncate(descriptor, 0)
-    try:
-        os.pwrite(descriptor, note.encode("ascii"), 0)
-        report_path = _new_report(f"{state}/run/{digest}")
-    except OSError as error:
-        raise SystemRefusedError(f"cannot write to {state}: {error.strerror}") from error
-    return Claim(descriptor=descriptor, report_path=report_path, interrupted=interrupted)
+    return _note(descriptor)
+
+
+def _note(descriptor: int) -> str | None:
+    return os.pread(descriptor, _MAX_NOTE, 0).decode("ascii", "replace").partition("\n")[0] or None
+
+
+def _write_note(descriptor: int, note: str) -> None:
+    """Replace the note; on a full disk the old one stays, for whoever comes next to record."""
+    line = f"{note}\n".encode("ascii")
+    os.pwrite(descriptor, line, 0)
+    os.ftruncate(descriptor, len(line))
 
 
 def release(held: Claim) -> None:
