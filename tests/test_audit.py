@@ -303,9 +303,11 @@ def test_a_stopped_writer_delays_the_others_no_longer_than_the_bound(
 
 
 def test_writers_killed_at_any_moment_leave_a_log_that_goes_on(path: Path) -> None:
+    parent = os.getpid()
+
     def write(_: int) -> None:
         log = AuditLog(str(path), sync=False)
-        while True:
+        while os.getppid() == parent:
             log.append("start", common(), {"padding": "x" * 3000})
 
     append(path)
@@ -315,6 +317,7 @@ def test_writers_killed_at_any_moment_leave_a_log_that_goes_on(path: Path) -> No
             child = os.fork()
             if child == 0:
                 write(number)
+                os._exit(0)
             children.append(child)
         enough = path.stat().st_size + 20_000 + round_ * 1000
         until(lambda: path.stat().st_size > enough, seconds=30, what="some records")  # noqa: B023

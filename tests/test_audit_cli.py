@@ -431,6 +431,16 @@ def test_an_overlong_line_does_not_take_the_memory(log: Path) -> None:
     assert [f.kind for f in verdict(log).findings] == ["torn"]
 
 
+def test_much_junk_does_not_make_verifying_slow(log: Path) -> None:
+    content = lines(log)
+    junk = [b"junk %d" % number for number in range(50_000)]
+    rewrite(log, [*content[:4], *junk, *content[5:]])
+    started = time.process_time()
+    kinds = {f.kind for f in verdict(log).findings}
+    assert kinds == {"altered", "inserted"}
+    assert time.process_time() - started < 10
+
+
 # Sets of files
 
 

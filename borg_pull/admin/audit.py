@@ -504,7 +504,7 @@ class _Walk:
                 suspects.append(at)
             else:
                 break
-            at = self._earlier_than(at, suspects)
+            at = self._earlier(at)
         if at is None:
             if not suspects:
                 self._begin(run)
@@ -538,10 +538,6 @@ class _Walk:
         linked = self._linked(index)
         before = None if linked is None else self.runs[linked].last_seq
         return before is not None and before >= run.first_seq
-
-    def _earlier_than(self, index: int, passed: list[int]) -> int | None:
-        skip = self._seen.union(passed)
-        return next((i for i in range(index - 1, -1, -1) if i not in skip), None)
 
     def _replaced(self, suspects: list[int], missing: int, after: Run) -> None:
         """Lines where ``missing`` records should be: so many were altered, the rest inserted."""
