@@ -19,7 +19,7 @@ from borg_pull.errors import (
     SystemRefusedError,
     printable,
 )
-from borg_pull.linux import capabilities, paths, process
+from borg_pull.linux import capabilities, landlock, process
 from borg_pull.record import Record
 from borg_pull.source import borg, confine, peer, report, session, state, whitelist
 from borg_pull.source.capture import output_of
@@ -107,10 +107,17 @@ def _run_borg(
         secret = obtain(rules, trust, borg.base_environment(runtime, client))
         command = borg.command(allowed, client, rules, runtime, socket_wrapper(settings))
         command.environment.update(_wrap_environment(forwarded, held))
-        confinement = confine.planned()
+        confinement = confine.planned(settings.confine.landlock)
+        fence = confine.ruleset(
+            confinement,
+            roots,
+            state=directory,
+            programs=(runtime.borg, socket_wrapper(settings)),
+            also_readable=settings.confine.also_readable,
+        )
         _record_start(trail, command, allowed, confinement)
         keep_stdout = allowed.json and allowed.verb == "create"
-        run = session.start(command, confinement, passphrase=secret, keep_stdout=keep_stdout)
+        run = session.start(command, confinement, fence, passphrase=secret, keep_stdout=keep_stdout)
         ending = run.wait()
         reported = report.take(held.report_path)
         lost = [root.path for root in roots if not root.is_in_place()]
@@ -340,7 +347,7 @@ def _answer_hello(
     runtime = settings.runtime
     check_program(runtime.borg, trust)
     command = borg.version_command(runtime, client)
-    confinement = confine.planned()
+    confinement = confine.planned(settings.confine.landlock)
     started = time.monotonic()
     trail.start(command.argv, None, None, (), confinement.as_fields())
     version = output_of(command.argv, command.environment, timeout=_VERSION_TIMEOUT, limit=1024)
@@ -371,7 +378,7 @@ def _answer_hello(
         "passphrase_stdin": rules.passphrase_stdin,
         "confinement": {
             **confinement.as_fields(),
-            "landlock_abi": paths.landlock_abi(),
+            "landlock_abi": landlock.abi(),
         },
     }
     _write(1, encode(answer))

@@ -75,6 +75,13 @@ class AuditSettings(Record):
     sync: bool
 
 
+class ConfineSettings(Record):
+    """``[confine]``; what the kernel is asked to enforce."""
+
+    landlock: str
+    also_readable: tuple[str, ...]
+
+
 class ClientRules(Record):
     """What one client may do."""
 
@@ -101,6 +108,7 @@ class Settings(Record):
 
     runtime: Runtime
     audit: AuditSettings
+    confine: ConfineSettings
 
 
 class Whitelist(Record):
@@ -270,6 +278,37 @@ AUDIT_KEYS = (
     ),
 )
 
+LANDLOCK_MODES = ("required", "auto", "off")
+
+
+def _landlock_fault(value: object) -> str | None:
+    if not isinstance(value, str):
+        return _wrong_type("a string", value)
+    fault = _one_of(LANDLOCK_MODES)(value)
+    return None if fault is None else f"{quoted(value)} {fault}"
+
+
+CONFINE_KEYS = (
+    Key(
+        name="landlock",
+        kind="string",
+        fault=_landlock_fault,
+        default="auto",
+        default_text='`"auto"`',
+        doc="Whether the kernel confines borg to the paths asked for: `required` runs nothing "
+        "where it cannot, `auto` runs and says so in the audit record, `off` does not ask.",
+    ),
+    Key(
+        name="also_readable",
+        kind=_PATHS,
+        fault=_each("absolute paths", path_fault),
+        default=(),
+        default_text="`[]`",
+        doc="Further files and directories that borg or the socket wrapper must load, for "
+        "programs installed outside the usual places.",
+    ),
+)
+
 CLIENT_KEYS = (
     Key(
         name="paths",
@@ -413,7 +452,11 @@ CLIENT_KEYS = (
     ),
 )
 
-_TABLES: dict[str, tuple[Key, ...]] = {"runtime": RUNTIME_KEYS, "audit": AUDIT_KEYS}
+_TABLES: dict[str, tuple[Key, ...]] = {
+    "runtime": RUNTIME_KEYS,
+    "audit": AUDIT_KEYS,
+    "confine": CONFINE_KEYS,
+}
 _CLIENTS = "client"
 
 
@@ -545,13 +588,15 @@ def _settings(check: _Check, document: dict[str, object]) -> Settings | None:
             check.fault(name, f"is unknown{nearest_name(name, known)}")
     runtime = check.values(document.get("runtime", {}), RUNTIME_KEYS, "runtime")
     audit = check.values(document.get("audit", {}), AUDIT_KEYS, "audit")
-    if runtime is None or audit is None or not sound:
+    confine = check.values(document.get("confine", {}), CONFINE_KEYS, "confine")
+    if runtime is None or audit is None or confine is None or not sound:
         return None
     if audit["file"] is None:
         audit["file"] = f"{str(runtime['home']).rstrip('/')}/audit.jsonl"
     return Settings(
         runtime=Runtime(**runtime),  # type: ignore[arg-type]
         audit=AuditSettings(**audit),  # type: ignore[arg-type]
+        confine=ConfineSettings(**confine),  # type: ignore[arg-type]
     )
 
 
