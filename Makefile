@@ -9,7 +9,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+# Without debugging records, which hold the directory of the build, and the hash made of them.
+PIP := CFLAGS=-g0 LDFLAGS=-Wl,--build-id=none $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 LOCKS := packaging/requirements-bootstrap.txt packaging/requirements-build.txt packaging/requirements-dev.txt
 SOURCES := $(shell find borg_pull -name '*.py' -o -name '*.pyi')
 FREEZING := $(wildcard packaging/*.spec packaging/freeze.sh packaging/frozen/*)
@@ -24,8 +25,9 @@ demo: system-run .venv/project dist/frozen ## pull real backups through a privat
 
 .PHONY: test
 test: system-run .venv/project dist/frozen ## run the tests, from source and from the frozen bundle, with borg 1.2 and 1.4
+	borg14=$$(PYTHON=$(PYTHON) packaging/borg14.sh); \
 	BORG_PULL_BORG12=/usr/bin/borg \
-	BORG_PULL_BORG14="$$(PYTHON=$(PYTHON) packaging/borg14.sh)" \
+	BORG_PULL_BORG14="$$borg14" \
 	BORG_PULL_FROZEN="$(CURDIR)/dist/borg-pull" \
 	$(BIN)/python -m pytest -n 2
 

@@ -42,6 +42,9 @@ class Record(metaclass=_RecordType):
     def __setattr__(self, name: str, _value: object) -> NoReturn:
         raise AttributeError(f"{type(self).__name__}.{name} is read-only")
 
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__}.{name} is read-only")
+
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and all(
             getattr(self, name) == getattr(other, name) for name in self.__slots__

@@ -20,8 +20,7 @@ for name in one a-longer-name/two; do
     # Names, modes, sizes, times and contents of all files.
     (
         cd "$work/$name/dist/borg-pull"
-        find . -printf '%P %M %s %T@ ' -type f -exec sha256sum --zero {} \; -o -printf '%P %M %T@\n' |
-            tr '\0' '\n' | sort
+        find . -type f -printf '%P %M %s %T@ ' -exec sha256sum {} \; -o -printf '%P %M %T@\n' | sort
     ) >"$work/$(basename "$name").list"
 done
 diff "$work/one.list" "$work/two.list" && echo "the two builds are the same"

@@ -13,10 +13,11 @@ export SOURCE_DATE_EPOCH
 export PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8 TZ=UTC
 export PYTHONNODEBUGRANGES=1 # byte code without columns: less to read at each start
 export PYINSTALLER_CONFIG_DIR=build/pyinstaller # not the user's cache of stripped libraries
+export PYI_LOG_LEVEL=ERROR # an option sets it too late for the first lines
 umask 022
 
 rm -rf build/frozen build/pyinstaller
-.venv/bin/python -m PyInstaller --noconfirm --clean --log-level ERROR \
+.venv/bin/python -m PyInstaller --noconfirm --clean \
     --distpath build/frozen --workpath build/pyinstaller/work packaging/borg-pull.spec
 
 # The loader ignores LD_LIBRARY_PATH, by which PyInstaller's programs find their libraries, for a

@@ -3,6 +3,7 @@
 #
 # usage: packaging/grant.sh BUNDLE
 set -eu
+PATH=$PATH:/usr/sbin:/sbin
 
 bundle=$1
 getent group borg-pull >/dev/null || groupadd --system borg-pull

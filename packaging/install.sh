@@ -7,6 +7,7 @@
 # directories below, and the audit log's rotation. It writes no configuration and leaves sshd's
 # alone: docs/quickstart.md has both.
 set -eu
+PATH=$PATH:/usr/sbin:/sbin
 
 prefix=/opt/borg-pull
 case $# in
@@ -53,13 +54,13 @@ trap 'rm -rf "$new"' EXIT
 cp -R "$bundle/." "$new"
 chmod 0755 "$new"
 "$project/packaging/grant.sh" "$new"
-# A running backup keeps the files it has open, but imports some late: it needs the old ones until
-# it ends, so they are moved aside and removed only with the next update.
-rm -rf "$prefix.old"
+# A backup that is running keeps the files it has open and finds what it still has to import in the
+# new bundle. No old one is kept: it would be a second program with the capability.
 if [ -e "$prefix" ]; then
-    mv "$prefix" "$prefix.old"
+    mv "$prefix" "$new.old"
 fi
 mv "$new" "$prefix"
+rm -rf "$new.old"
 
 install -d -o root -g borg-pull -m 0750 /etc/borg-pull
 install -d -o borg-pull -g borg-pull -m 0700 /var/lib/borg-pull

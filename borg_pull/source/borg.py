@@ -47,7 +47,7 @@ def command(
     paths = tuple(grant.path for grant in allowed.grants)
     environment = base_environment(runtime, client)
     environment.update(
-        BORG_RSH=socket_wrapper,
+        BORG_RSH=_shell_word(socket_wrapper),
         BORGSOCKETWRAP_SOCKET_PATH=socket_path(runtime, allowed),
         BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=_answer(rules.allow_unknown_repository),
         BORG_RELOCATED_REPO_ACCESS_IS_OK=_answer(rules.allow_relocated_repository),
@@ -82,6 +82,11 @@ def base_environment(runtime: Runtime, client: str) -> dict[str, str]:
         "BORG_BASE_DIR": state,
         "BORG_EXIT_CODES": "modern",
     }
+
+
+def _shell_word(path: str) -> str:
+    """``path`` as borg, which splits ``BORG_RSH`` like a shell, takes it for one word."""
+    return "'" + path.replace("'", "'\"'\"'") + "'" if set(path) & set(" '\"\\") else path
 
 
 def _answer(allowed: bool) -> str:

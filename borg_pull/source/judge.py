@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from borg_pull.record import Record
-from borg_pull.source.request import Request, archive_parts, quoted
+from borg_pull.source.request import Request, archive_fault, archive_parts, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,11 +87,16 @@ def judge(request: Request, client: str, rules: ClientRules, context: Context) -
                 rule="paths, trees",
             )
         grants.append(Grant(path=path, rule=rule))
+    archive = None if request.archive is None else expand(request.archive, context)
+    # Once more, because literal text in a time format may have completed what was split in two.
+    fault = None if archive is None else archive_fault(archive)
+    if archive is not None and fault is not None:
+        return Refused(reason=f"archive name {quoted(archive)} {fault}", hint=None, rule="request")
     nonce = request.value("socket")
     return Allowed(
         verb=request.verb,
         repository=repository,
-        archive=None if request.archive is None else expand(request.archive, context),
+        archive=archive,
         grants=tuple(grants),
         options=_borg_options(request, rules),
         socket_name=f"{client}.sock" if nonce is None else f"{client}.{nonce}.sock",
@@ -204,6 +209,12 @@ def _check_refused(request: Request, _client: str, _rules: ClientRules) -> Refus
     return None
 
 
+def _list_refused(request: Request, _client: str, _rules: ClientRules) -> Refused | None:
+    if request.has("first") and request.has("last"):
+        return Refused(reason="--first excludes --last", hint=None, rule="list")
+    return None
+
+
 def _nothing_more(_request: Request, _client: str, _rules: ClientRules) -> Refused | None:
     return None
 
@@ -213,6 +224,7 @@ _VERB_RULES = {
     "init": _init_refused,
     "prune": _prune_refused,
     "check": _check_refused,
+    "list": _list_refused,
 }
 
 # Query verbs answer with one JSON object, asked for or not.

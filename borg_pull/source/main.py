@@ -20,6 +20,7 @@ from borg_pull.errors import (
     printable,
 )
 from borg_pull.linux import capabilities, landlock, process
+from borg_pull.linux.signals import SIG_DFL, SIGINT, signal
 from borg_pull.record import Record
 from borg_pull.source import borg, confine, peer, report, session, state, whitelist
 from borg_pull.source.capture import output_of
@@ -60,8 +61,11 @@ def main() -> int:
     try:
         return _serve(sys.argv, os.environb)
     except BorgPullError as error:
-        _say(error.line())
-        return error.exit_code
+        fault = error
+    except Exception as error:  # noqa: BLE001 - a traceback would go to the peer
+        fault = _internal(error)
+    _say(fault.line())
+    return fault.exit_code
 
 
 def _serve(arguments: list[str], environment: Mapping[bytes, bytes]) -> int:
@@ -137,6 +141,8 @@ def _settle_process() -> None:
             "this program must not run as root", "give it an account of its own"
         )
     capabilities.make_effective(None)
+    # Until borg runs, an interrupt ends this program like any other signal: without a traceback.
+    signal(SIGINT, SIG_DFL)
     os.umask(0o027)
     while (descriptor := os.open("/dev/null", os.O_RDWR)) < 3:
         os.set_inheritable(descriptor, True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from _json import encode_basestring_ascii
+
 from borg_pull.errors import BORG_ERROR, BORG_SUCCESS, BORG_WARNING
 from borg_pull.record import Record
 
@@ -100,10 +102,10 @@ def _paths_borg_missed(ending: Ending, allowed: Allowed) -> list[str]:
         if b"[Errno " not in line:
             continue
         for grant in allowed.grants:
-            path = grant.path.encode("utf-8", "surrogateescape").rstrip(b"/") or b"/"
-            head, found, _ = line.partition(path + b": ")
-            # Plain text begins with the path, a JSON line has it at the start of a string.
-            if found and (head == b"" or head.endswith(b'"')) and grant.path not in missed:
+            path = grant.path.rstrip("/") or "/"
+            plain = f"{path}: ".encode()
+            in_json = f'"message": {encode_basestring_ascii(path)[:-1]}: '.encode("ascii")
+            if (line.startswith(plain) or in_json in line) and grant.path not in missed:
                 missed.append(grant.path)
     return missed
 

@@ -44,7 +44,8 @@ def caller(environment: Mapping[bytes, bytes]) -> Caller:
     configuration, ``SSH_USER_AUTH`` (sshd_config(5))."""
     words = environment.get(b"SSH_CONNECTION", b"").decode("ascii", "replace").split(" ")
     address = words[0] if len(words) == 4 and words[0].isprintable() else None
-    port = int(words[1]) if address and words[1].isascii() and words[1].isdigit() else None
+    is_port = address and words[1].isascii() and words[1].isdigit() and len(words[1]) <= 5
+    port = int(words[1]) if is_port else None
     return Caller(
         key=_fingerprint(environment.get(b"SSH_USER_AUTH")),
         address=address or None,

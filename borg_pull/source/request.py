@@ -53,7 +53,7 @@ class Request(Record):
     archive: str | None
     """Archive name, possibly with placeholders."""
     paths: tuple[str, ...]
-    """Absolute source paths; bytes that are not UTF-8 are surrogates."""
+    """Absolute source paths."""
     options: tuple[tuple[str, str | None], ...]
     """(long name, value) in the order given; the value of a switch is None."""
 
@@ -90,12 +90,16 @@ def decode(command: bytes) -> str:
         raise RequestError(f"the request has {len(command)} bytes", f"the limit is {MAX_REQUEST}")
     text = command.decode("utf-8", "surrogateescape")
     for position, character in enumerate(text):
-        if character < " " or "\x7f" <= character <= "\x9f":
+        if _is_control(character):
             raise RequestError(
                 f"control character {ascii(character)[1:-1]} at position {position}",
                 "requests are one line of printable text",
             )
     return text
+
+
+def _is_control(character: str) -> bool:
+    return character < " " or "\x7f" <= character <= "\x9f"
 
 
 def split(text: str) -> list[str]:
@@ -253,7 +257,13 @@ def path_fault(path: str) -> str | None:
     """
     if not path.startswith("/"):
         return "is not absolute"
-    encoded = path.encode("utf-8", "surrogateescape")
+    if any(map(_is_control, path)):
+        return "has a control character"
+    try:
+        encoded = path.encode("utf-8")
+    except UnicodeEncodeError:
+        # Borg writes its own argv into the archive when all has been sent, and fails there.
+        return "has bytes that are not UTF-8, with which borg cannot end; ask for what is above it"
     if len(encoded) > MAX_PATH:
         return f"is longer than {MAX_PATH} bytes"
     components = encoded.split(b"/")[1:]
@@ -283,12 +293,15 @@ def repository_fault(repository: str) -> str | None:
         return "has a brace, which borg would expand"
     if "::" in repository:
         return "has '::', which borg takes for an archive separator"
+    if repository.endswith(":"):
+        return "ends in a colon, which borg takes for a part of the archive separator"
     return None
 
 
 PLACEHOLDERS = ("now", "utcnow", "hostname")
-# Every strftime directive that yields only digits, letters and signs; %f is datetime's alone.
-_STRFTIME_DIRECTIVES = "YmdHMSjyIpaAbBUWVGuwzZFTDRs%"
+# Every strftime directive that yields only digits, letters and signs; %f is datetime's alone, and
+# %D has slashes.
+_STRFTIME_DIRECTIVES = "YmdHMSjyIpaAbBUWVGuwzZFTRs%"
 _STRFTIME_LITERALS = "-_.:+T "
 
 
@@ -307,9 +320,8 @@ def archive_fault(name: str) -> str | None:
             fault = _placeholder_fault(placeholder)
             if fault is not None:
                 return fault
-    stem = name.rpartition(".checkpoint")
-    if stem[1] and (stem[2] == "" or (stem[2].startswith(".") and stem[2][1:].isdigit())):
-        return "ends like a checkpoint of borg's, which the next prune would delete"
+    if ".checkpoint" in name:
+        return "has '.checkpoint', by which borg knows what prune deletes and list hides"
     return None
 
 
@@ -349,8 +361,8 @@ def compression_fault(spec: str) -> str | None:
     """What is wrong with a compression specification (``borg help compression``), or None."""
     parts = spec.split(",")
     if parts[0] == "obfuscate":
-        if len(parts) < 3 or not _is_number(parts[1], 1, 250):
-            return "is not obfuscate,LEVEL,ALGORITHM"
+        if len(parts) < 3 or not (_is_number(parts[1], 1, 6) or _is_number(parts[1], 110, 123)):
+            return "is not obfuscate,LEVEL,ALGORITHM with a level of 1 to 6 or 110 to 123"
         parts = parts[2:]
     if parts[0] == "auto":
         parts = parts[1:]
@@ -403,7 +415,7 @@ def exclude_fault(pattern: str) -> str | None:
     style, colon, rest = pattern.partition(":")
     if not pattern:
         return "is empty"
-    if colon and len(style) == 2 and style.isalpha():
+    if colon and len(style) == 2 and style.isalnum():
         if style not in ("fm", "sh", "pp", "pf"):
             return "has a style other than fm:, sh:, pp: and pf:"
         if not rest:
@@ -436,7 +448,7 @@ def _count_fault(text: str) -> str | None:
 
 
 def _interval_fault(text: str) -> str | None:
-    if text[-1] in "HdwmyMS" and _is_number(text[:-1], 1, 100_000):
+    if text[-1] in "Hdwmy" and _is_number(text[:-1], 1, 100_000):
         return None
     return "is not a number with H, d, w, m or y behind it"
 

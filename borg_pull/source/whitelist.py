@@ -8,7 +8,7 @@ cost of a request does not grow with the number of clients.
 
 from __future__ import annotations
 
-from borg_pull.errors import ConfigurationError
+from borg_pull.errors import ConfigurationError, RequestError
 from borg_pull.record import Record
 from borg_pull.source.request import (
     ENCRYPTION_MODES,
@@ -18,12 +18,15 @@ from borg_pull.source.request import (
     path_fault,
     quoted,
     repository_fault,
+    split,
 )
 from borg_pull.toml import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from borg_pull.source.positions import Positions
 
 
 class SourceFile(Record):
@@ -124,7 +127,7 @@ class Key(Record):
     name: str
     kind: str
     """TOML type for messages and the docs."""
-    fault: Callable[[object], str | None]
+    faults: Callable[[object], Wrong]
     default: object
     """Value when absent; ``REQUIRED`` when there is none."""
     default_text: str
@@ -134,46 +137,66 @@ class Key(Record):
 
 REQUIRED = object()
 
-
-def _absolute_path(value: object) -> str | None:
-    if not isinstance(value, str):
-        return _wrong_type("an absolute path", value)
-    fault = path_fault(value)
-    return None if fault is None else f"{quoted(value)} {fault}"
+if TYPE_CHECKING:
+    # What is wrong with a value: (position as in ``[2]``, empty for the whole value; message).
+    Wrong = Sequence[tuple[str, str]]
 
 
-def _program(value: object) -> str | None:
-    fault = _absolute_path(value)
-    if fault is None and (" " in str(value) or not str(value).isprintable()):
-        return f"{quoted(str(value))} has a space or unprintable character"
+def _string(what: str, fault: Callable[[str], str | None]) -> Callable[[object], Wrong]:
+    def check(value: object) -> Wrong:
+        if not isinstance(value, str):
+            return [("", _wrong_type(what, value))]
+        wrong = fault(value)
+        return [] if wrong is None else [("", f"{quoted(value)} {wrong}")]
+
+    return check
+
+
+def _program_fault(path: str) -> str | None:
+    fault = path_fault(path)
+    if fault is None and (" " in path or not path.isprintable()):
+        return "has a space or unprintable character"
     return fault
 
 
-def _text(value: object) -> str | None:
-    if not isinstance(value, str):
-        return _wrong_type("a string", value)
-    if not value or not value.isprintable():
-        return f"{quoted(value)} is empty or has unprintable characters"
+def _command_fault(command: str) -> str | None:
+    if not command.isprintable():
+        return "has unprintable characters"
+    try:
+        words = split(command)
+    except RequestError as error:
+        return f"cannot be split: {error.message.replace('the request', 'it')}"
+    if not words or not words[0].startswith("/"):
+        return "does not begin with an absolute path"
     return None
 
 
-def _boolean(value: object) -> str | None:
-    return None if isinstance(value, bool) else _wrong_type("true or false", value)
+def _boolean(value: object) -> Wrong:
+    return [] if isinstance(value, bool) else [("", _wrong_type("true or false", value))]
 
 
-def _each(what: str, fault: Callable[[str], str | None]) -> Callable[[object], str | None]:
-    def check(value: object) -> str | None:
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            return _wrong_type(f"an array of {what}", value)
+def _each(what: str, fault: Callable[[str], str | None]) -> Callable[[object], Wrong]:
+    def check(value: object) -> Wrong:
+        if not isinstance(value, list):
+            return [("", _wrong_type(f"an array of {what}", value))]
+        wrong: list[tuple[str, str]] = []
+        seen: set[str] = set()
         for position, item in enumerate(value):
-            wrong = fault(item)
-            if wrong is not None:
-                return f"item {position + 1}, {quoted(item)}, {wrong}"
-            if item in value[:position]:
-                return f"item {position + 1}, {quoted(item)}, stands there twice"
-        return None
+            if not isinstance(item, str):
+                wrong.append((f"[{position}]", _wrong_type("a string", item)))
+                continue
+            message = "stands there twice" if item in seen else fault(item)
+            seen.add(item)
+            if message is not None:
+                wrong.append((f"[{position}]", f"{quoted(item)} {message}"))
+        return wrong
 
     return check
+
+
+_absolute_path = _string("an absolute path", path_fault)
+_program = _string("an absolute path", _program_fault)
+_command = _string("a command line", _command_fault)
 
 
 def _one_of(names: tuple[str, ...]) -> Callable[[str], str | None]:
@@ -193,13 +216,31 @@ def _tree_fault(tree: str) -> str | None:
     return fault
 
 
+def public_key_blob(line: str) -> bytes:
+    """The key itself in a public key line, as its fingerprint is taken of.
+
+    Raises ValueError when the Base64 is broken.
+    """
+    import binascii
+
+    return binascii.a2b_base64(line.split(" ")[1], strict_mode=True)
+
+
 def _public_key_fault(line: str) -> str | None:
     words = line.split(" ")
     known = ("ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-")
     if not line.isprintable() or len(words) < 2 or not words[0].startswith(known):
         return "is not a public key line (TYPE BASE64 [COMMENT])"
-    if not words[1].isascii() or not all(c.isalnum() or c in "+/=" for c in words[1]):
+    if "-cert-" in words[0]:
+        return "is a certificate, not a key"
+    try:
+        blob = public_key_blob(line)
+    except ValueError:
         return "has a key that is not Base64"
+    # RFC 4253, 6.6: the key begins with its type, and that with its length.
+    kind = words[0].encode("utf-8")
+    if not blob.startswith(len(kind).to_bytes(4, "big") + kind) or len(blob) <= 4 + len(kind):
+        return "has a key that is cut short or not of the type before it"
     return None
 
 
@@ -225,7 +266,7 @@ RUNTIME_KEYS = (
     Key(
         name="socket_dir",
         kind="absolute path",
-        fault=_absolute_path,
+        faults=_absolute_path,
         default=REQUIRED,
         default_text="required",
         doc="Directory of the forwarded sockets, `CLIENT.sock` and `CLIENT.NONCE.sock`. "
@@ -234,7 +275,7 @@ RUNTIME_KEYS = (
     Key(
         name="home",
         kind="absolute path",
-        fault=_absolute_path,
+        faults=_absolute_path,
         default=REQUIRED,
         default_text="required",
         doc="State directory. Each client has `clients/NAME` in it: borg's keys, cache and "
@@ -243,7 +284,7 @@ RUNTIME_KEYS = (
     Key(
         name="socket_wrapper",
         kind="absolute path",
-        fault=_program,
+        faults=_program,
         default=None,
         default_text="the `borg-pull-socket-wrap` beside the running program",
         doc="Program that borg starts in place of ssh. It is told the socket in "
@@ -252,7 +293,7 @@ RUNTIME_KEYS = (
     Key(
         name="borg",
         kind="absolute path",
-        fault=_program,
+        faults=_program,
         default="/usr/bin/borg",
         default_text="`/usr/bin/borg`",
         doc="The borg program, 1.2 or 1.4.",
@@ -263,7 +304,7 @@ AUDIT_KEYS = (
     Key(
         name="file",
         kind="absolute path",
-        fault=_absolute_path,
+        faults=_absolute_path,
         default=None,
         default_text="`audit.jsonl` in `runtime.home`",
         doc="The audit log. Its directory must be writable by the account.",
@@ -271,7 +312,7 @@ AUDIT_KEYS = (
     Key(
         name="sync",
         kind="boolean",
-        fault=_boolean,
+        faults=_boolean,
         default=False,
         default_text="`false`",
         doc="Wait for the disk after each record, so that a power cut loses none.",
@@ -281,18 +322,11 @@ AUDIT_KEYS = (
 LANDLOCK_MODES = ("required", "auto", "off")
 
 
-def _landlock_fault(value: object) -> str | None:
-    if not isinstance(value, str):
-        return _wrong_type("a string", value)
-    fault = _one_of(LANDLOCK_MODES)(value)
-    return None if fault is None else f"{quoted(value)} {fault}"
-
-
 CONFINE_KEYS = (
     Key(
         name="landlock",
         kind="string",
-        fault=_landlock_fault,
+        faults=_string("a string", _one_of(LANDLOCK_MODES)),
         default="auto",
         default_text='`"auto"`',
         doc="Whether the kernel confines borg to the paths asked for: `required` runs nothing "
@@ -301,7 +335,7 @@ CONFINE_KEYS = (
     Key(
         name="also_readable",
         kind=_PATHS,
-        fault=_each("absolute paths", path_fault),
+        faults=_each("absolute paths", path_fault),
         default=(),
         default_text="`[]`",
         doc="Further files and directories that borg or the socket wrapper must load, for "
@@ -313,7 +347,7 @@ CLIENT_KEYS = (
     Key(
         name="paths",
         kind=_PATHS,
-        fault=_each("absolute paths", path_fault),
+        faults=_each("absolute paths", path_fault),
         default=(),
         default_text="`[]`",
         doc="Paths the client may pull, compared verbatim: what lies below a listed path cannot "
@@ -322,7 +356,7 @@ CLIENT_KEYS = (
     Key(
         name="trees",
         kind=_PATHS,
-        fault=_each("absolute paths", _tree_fault),
+        faults=_each("absolute paths", _tree_fault),
         default=(),
         default_text="`[]`",
         doc="Directories of which the client may pull any part: the directory or any path below.",
@@ -330,7 +364,7 @@ CLIENT_KEYS = (
     Key(
         name="allow",
         kind="array of verbs",
-        fault=_each("verbs", _one_of(_GRANTABLE_VERBS)),
+        faults=_each("verbs", _one_of(_GRANTABLE_VERBS)),
         default=("create",),
         default_text='`["create"]`',
         doc="Verbs the client may use, of "
@@ -340,7 +374,7 @@ CLIENT_KEYS = (
     Key(
         name="flags",
         kind="array of flags",
-        fault=_each("flags", _one_of(CREATE_FLAGS)),
+        faults=_each("flags", _one_of(CREATE_FLAGS)),
         default=_DEFAULT_FLAGS,
         default_text="all but `exclude`",
         doc="Flags of `create` the client may give, by long name without dashes: "
@@ -350,7 +384,7 @@ CLIENT_KEYS = (
     Key(
         name="required_flags",
         kind="array of flags",
-        fault=_each("flags", _one_of(CREATE_FLAGS)),
+        faults=_each("flags", _one_of(CREATE_FLAGS)),
         default=(),
         default_text="`[]`",
         doc="Flags of `create` without which a request is refused.",
@@ -358,7 +392,7 @@ CLIENT_KEYS = (
     Key(
         name="compressions",
         kind=_NAMES,
-        fault=_each("compression specifications", compression_fault),
+        faults=_each("compression specifications", compression_fault),
         default=(),
         default_text="`[]`, any",
         doc="Compressions the client may ask for. `zstd` stands for every level, `zstd,3` for "
@@ -367,7 +401,7 @@ CLIENT_KEYS = (
     Key(
         name="excludes",
         kind="array of patterns",
-        fault=_each("patterns", exclude_fault),
+        faults=_each("patterns", exclude_fault),
         default=(),
         default_text="`[]`",
         doc="Patterns always given to `create` as `--exclude`, whatever the client asks.",
@@ -375,7 +409,7 @@ CLIENT_KEYS = (
     Key(
         name="encryption",
         kind="array of modes",
-        fault=_each("encryption modes", _one_of(ENCRYPTION_MODES)),
+        faults=_each("encryption modes", _one_of(ENCRYPTION_MODES)),
         default=(),
         default_text="`[]`, none",
         doc="Encryption modes the client may name with `init`: "
@@ -385,7 +419,7 @@ CLIENT_KEYS = (
     Key(
         name="repositories",
         kind=_PATHS,
-        fault=_each("absolute paths", repository_fault),
+        faults=_each("absolute paths", repository_fault),
         default=(),
         default_text="`[]`, any",
         doc="Repository paths (on the client) this source may be told to write to.",
@@ -393,7 +427,7 @@ CLIENT_KEYS = (
     Key(
         name="passphrase_file",
         kind="absolute path",
-        fault=_absolute_path,
+        faults=_absolute_path,
         default=None,
         default_text="none",
         doc="File whose first line is the repository passphrase. Owned by root or the account, "
@@ -402,7 +436,7 @@ CLIENT_KEYS = (
     Key(
         name="passcommand",
         kind="string",
-        fault=_text,
+        faults=_command,
         default=None,
         default_text="none",
         doc="Command whose first line of output is the passphrase; split like a shell would, run "
@@ -411,7 +445,7 @@ CLIENT_KEYS = (
     Key(
         name="passphrase_stdin",
         kind="boolean",
-        fault=_boolean,
+        faults=_boolean,
         default=False,
         default_text="`false`",
         doc="Take the passphrase from the first line of standard input, so that no secret rests "
@@ -420,7 +454,7 @@ CLIENT_KEYS = (
     Key(
         name="allow_unknown_repository",
         kind="boolean",
-        fault=_boolean,
+        faults=_boolean,
         default=False,
         default_text="`false`",
         doc="Let borg use an unencrypted repository it has not seen before.",
@@ -428,7 +462,7 @@ CLIENT_KEYS = (
     Key(
         name="allow_relocated_repository",
         kind="boolean",
-        fault=_boolean,
+        faults=_boolean,
         default=False,
         default_text="`false`",
         doc="Let borg use a known repository that now has another path.",
@@ -436,7 +470,7 @@ CLIENT_KEYS = (
     Key(
         name="refuse_empty",
         kind="boolean",
-        fault=_boolean,
+        faults=_boolean,
         default=False,
         default_text="`false`",
         doc="Fail when a path asked for is an empty directory or file, such as a mount point "
@@ -445,7 +479,7 @@ CLIENT_KEYS = (
     Key(
         name="keys",
         kind="array of public keys",
-        fault=_each("public keys", _public_key_fault),
+        faults=_each("public keys", _public_key_fault),
         default=(),
         default_text="`[]`",
         doc="Public keys of the client, for `borg-pull-admin authorized-keys`.",
@@ -473,39 +507,80 @@ def is_client_name(name: str) -> bool:
     )
 
 
+class Examined(Record):
+    """All that was found in the configuration, sound or not."""
+
+    settings: Settings | None
+    """None when anything outside the clients' tables is wrong."""
+    clients: Mapping[str, ClientRules]
+    """Only those with nothing wrong."""
+    faults: Sequence[Fault]
+
+
 def load(
     main: SourceFile, client_files: Mapping[str, SourceFile], only: str | None = None
 ) -> Whitelist:
     """The rules in ``main`` and in the files of single clients (name to file).
 
-    ``only`` limits the checking of ``[client]`` tables to that client. Raises WhitelistError
-    with every fault found.
+    ``only`` limits the checking to that client. Raises WhitelistError with every fault found.
     """
+    examined = examine(main, client_files, only)
+    if examined.faults or examined.settings is None:
+        raise WhitelistError(examined.faults)
+    return Whitelist(settings=examined.settings, clients=examined.clients)
+
+
+def examine(
+    main: SourceFile, client_files: Mapping[str, SourceFile], only: str | None = None
+) -> Examined:
+    """Like `load`, but returns the faults and with them what is sound in spite of them."""
     faults: list[Fault] = []
-    document = _document(main, faults)
-    if document is None:
-        raise WhitelistError(faults)
-    check = _Check(main, faults)
-    settings = _settings(check, document)
+    settings = None
     clients: dict[str, ClientRules] = {}
-    tables = document.get(_CLIENTS, {})
-    if not isinstance(tables, dict):
-        check.fault(_CLIENTS, _wrong_type("a table", tables))
-        tables = {}
-    for name in tables if only is None else [only] if only in tables else []:
-        if name in client_files:
-            check.fault(
-                f"{_CLIENTS}.{name}",
-                f"stands in {client_files[name].name} too; keep one of them",
-            )
-        clients[name] = _client(check, name, tables[name], f"{_CLIENTS}.{name}")
+    checks: dict[str, tuple[_Check, str]] = {}
+    document = _document(main, faults)
+    if document is not None:
+        check = _Check(main, faults)
+        settings = _settings(check, document)
+        tables = document.get(_CLIENTS, {})
+        if not isinstance(tables, dict):
+            check.fault(_CLIENTS, _wrong_type("a table", tables))
+            tables = {}
+        for name in tables if only is None else [only] if only in tables else []:
+            prefix = f"{_CLIENTS}.{name}"
+            rules = _client(check, name, tables[name], prefix)
+            if name in client_files:
+                check.fault(prefix, f"stands in {client_files[name].name} too; keep one of them")
+            elif rules is not None:
+                clients[name] = rules
+                checks[name] = check, prefix
     for name, file in client_files.items():
         content = _document(file, faults)
         if content is not None:
-            clients[name] = _client(_Check(file, faults), name, content, "")
-    if faults or settings is None:
-        raise WhitelistError(faults)
-    return Whitelist(settings=settings, clients=clients)
+            check = _Check(file, faults)
+            rules = _client(check, name, content, "")
+            if rules is not None:
+                clients[name] = rules
+                checks[name] = check, ""
+    if only is None:
+        _check_keys_are_distinct(clients, checks)
+    return Examined(settings=settings, clients=clients, faults=faults)
+
+
+def _check_keys_are_distinct(
+    clients: Mapping[str, ClientRules], checks: Mapping[str, tuple[_Check, str]]
+) -> None:
+    """One key stands for one client: sshd takes the first line that fits a key."""
+    owners: dict[bytes, str] = {}
+    for name, rules in clients.items():
+        for position, line in enumerate(rules.keys):
+            owner = owners.setdefault(public_key_blob(line), f"{name}.keys[{position}]")
+            if owner != f"{name}.keys[{position}]":
+                check, prefix = checks[name]
+                check.fault(
+                    _joined(prefix, f"keys[{position}]"),
+                    f"is the key of {owner} too; a key stands for one client",
+                )
 
 
 def load_settings(main: SourceFile) -> Settings | None:
@@ -528,7 +603,7 @@ def _document(file: SourceFile, faults: list[Fault]) -> dict[str, object] | None
                 file=file.name,
                 line=_line_of_error(str(error)),
                 key="",
-                message=str(error),
+                message=f"is not valid TOML: {error}",
             )
         )
     except RecursionError:
@@ -548,78 +623,109 @@ class _Check:
     def __init__(self, file: SourceFile, faults: list[Fault]) -> None:
         self._file = file
         self._faults = faults
+        self._positions: Positions | None = None
 
     def fault(self, key: str, message: str) -> None:
-        line = line_of_key(self._file.content.decode("utf-8", "replace"), key)
+        if self._positions is None:
+            from borg_pull.source.positions import Positions
+
+            self._positions = Positions(self._file.content.decode("utf-8"))
+        line = self._positions.line(key)
         self._faults.append(Fault(file=self._file.name, line=line, key=key, message=message))
 
-    def values(self, table: object, keys: tuple[Key, ...], prefix: str) -> dict[str, object] | None:
-        """Value of every key, None if any is wrong."""
+    def values(
+        self, table: object, keys: tuple[Key, ...], prefix: str
+    ) -> tuple[dict[str, object], frozenset[str]] | None:
+        """Value of every key, the default for one that is wrong, and the names of what is wrong;
+        None when there is no table."""
         if not isinstance(table, dict):
             self.fault(prefix, _wrong_type("a table", table))
             return None
-        sound = True
+        wrong: set[str] = set()
         values: dict[str, object] = {}
         for key in keys:
-            if key.name in table:
-                value = table[key.name]
-                wrong = key.fault(value)
-                values[key.name] = tuple(value) if isinstance(value, list) else value
+            values[key.name] = key.default
+            if key.name not in table:
+                faults: Wrong = [("", "is missing")] if key.default is REQUIRED else []
             else:
-                wrong = "is missing" if key.default is REQUIRED else None
-                values[key.name] = key.default
-            if wrong is not None:
-                sound = False
-                self.fault(_joined(prefix, key.name), wrong)
-        names = tuple(key.name for key in keys)
-        for name in table:
+                value = table[key.name]
+                faults = key.faults(value)
+                if not faults:
+                    values[key.name] = tuple(value) if isinstance(value, list) else value
+            for position, message in faults:
+                wrong.add(key.name)
+                self.fault(f"{_joined(prefix, key.name)}{position}", message)
+        for name, value in table.items():
             if name not in values:
-                sound = False
-                self.fault(_joined(prefix, name), f"is unknown{nearest_name(name, names)}")
-        return values if sound else None
+                wrong.add(name)
+                self.fault(_joined(prefix, name), _unknown(name, value, prefix, tuple(values)))
+        return values, frozenset(wrong)
+
+
+def _unknown(name: str, value: object, prefix: str, names: tuple[str, ...]) -> str:
+    """What is wrong with a key that is not in ``names``, and what may have been meant."""
+    if prefix.startswith(f"{_CLIENTS}.") and isinstance(value, dict):
+        parts = [prefix.partition(".")[2], name]
+        while len(value) == 1 and isinstance(inner := next(iter(value.values())), dict):
+            parts.extend(value)
+            value = inner
+        quoted_name = f'[{_CLIENTS}."{".".join(parts)}"]'
+        return f"is unknown; if it is part of the client's name, write {quoted_name}"
+    if not prefix and name == _CLIENTS:
+        return "is unknown; the keys of a client's own file stand in no table"
+    near = nearest_name(name, names)
+    if near:
+        return f"is unknown{near}"
+    for table, keys in (*_TABLES.items(), (f"{_CLIENTS}.NAME", CLIENT_KEYS)):
+        if any(key.name == name for key in keys):
+            return f"is unknown here; it belongs in [{table}]"
+    return "is unknown"
 
 
 def _settings(check: _Check, document: dict[str, object]) -> Settings | None:
     known = (*_TABLES, _CLIENTS)
     sound = True
-    for name in document:
+    for name, value in document.items():
         if name not in known:
             sound = False
-            check.fault(name, f"is unknown{nearest_name(name, known)}")
+            check.fault(name, _unknown(name, value, "", known))
     runtime = check.values(document.get("runtime", {}), RUNTIME_KEYS, "runtime")
     audit = check.values(document.get("audit", {}), AUDIT_KEYS, "audit")
     confine = check.values(document.get("confine", {}), CONFINE_KEYS, "confine")
     if runtime is None or audit is None or confine is None or not sound:
         return None
-    if audit["file"] is None:
-        audit["file"] = f"{str(runtime['home']).rstrip('/')}/audit.jsonl"
+    if runtime[1] or audit[1] or confine[1]:
+        return None
+    if audit[0]["file"] is None:
+        audit[0]["file"] = f"{str(runtime[0]['home']).rstrip('/')}/audit.jsonl"
     return Settings(
-        runtime=Runtime(**runtime),  # type: ignore[arg-type]
-        audit=AuditSettings(**audit),  # type: ignore[arg-type]
-        confine=ConfineSettings(**confine),  # type: ignore[arg-type]
+        runtime=Runtime(**runtime[0]),  # type: ignore[arg-type]
+        audit=AuditSettings(**audit[0]),  # type: ignore[arg-type]
+        confine=ConfineSettings(**confine[0]),  # type: ignore[arg-type]
     )
 
 
-_NO_RULES = ClientRules(**{key.name: key.default for key in CLIENT_KEYS})  # type: ignore[arg-type]
-
-
-def _client(check: _Check, name: str, table: object, prefix: str) -> ClientRules:
-    """The client's rules; with a fault on record, the defaults, which nobody gets to use."""
-    if not is_client_name(name):
+def _client(check: _Check, name: str, table: object, prefix: str) -> ClientRules | None:
+    """The client's rules, None when anything is wrong with them."""
+    sound = is_client_name(name)
+    if not sound:
         check.fault(
             prefix or name,
             "is no client name (letters, digits, '.', '_', '-', up to 64)",
         )
-    values = check.values(table, CLIENT_KEYS, prefix)
-    if values is None:
-        return _NO_RULES
+    checked = check.values(table, CLIENT_KEYS, prefix)
+    if checked is None:
+        return None
+    values, wrong = checked
     rules = ClientRules(**values)  # type: ignore[arg-type]
-    for key, message in _contradictions(rules):
+    contradictions = _contradictions(rules, wrong)
+    for key, message in contradictions:
         check.fault(_joined(prefix, key), message)
-    return rules
+    return rules if sound and not wrong and not contradictions else None
 
 
-def _contradictions(rules: ClientRules) -> list[tuple[str, str]]:
+def _contradictions(rules: ClientRules, wrong: frozenset[str]) -> list[tuple[str, str]]:
+    """What does not fit together; keys that are ``wrong`` stand at their default and are spared."""
     found: list[tuple[str, str]] = []
     sources = [
         key
@@ -630,14 +736,16 @@ def _contradictions(rules: ClientRules) -> list[tuple[str, str]]:
         )
         if value
     ]
-    if len(sources) > 1:
-        found.append((sources[1], f"stands beside {sources[0]}; keep one of them"))
     found.extend(
-        ("required_flags", f"requires {flag}, which flags does not allow")
-        for flag in rules.required_flags
-        if flag not in rules.flags
+        (source, f"stands beside {sources[0]}; keep one of them") for source in sources[1:]
     )
-    if "init" in rules.allow and not rules.encryption:
+    if "flags" not in wrong:
+        found.extend(
+            (f"required_flags[{position}]", f"requires {flag}, which flags does not allow")
+            for position, flag in enumerate(rules.required_flags)
+            if flag not in rules.flags
+        )
+    if "init" in rules.allow and not rules.encryption and "encryption" not in wrong:
         found.append(("encryption", "must name at least one mode when allow has init"))
     return found
 
@@ -653,27 +761,3 @@ def nearest_name(name: str, known: tuple[str, ...]) -> str:
 
     near = get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def line_of_key(text: str, key: str) -> int | None:
-    """Line on which ``key`` (dotted) is set or its table begins; None when not found.
-
-    tomli keeps no positions, so this reads headers and assignments again, after a fault.
-    """
-    table = ""
-    header_line: int | None = None
-    for number, line in enumerate(text.splitlines(), start=1):
-        stripped = line.strip()
-        if stripped.startswith("["):
-            table = _plain_key(stripped.strip("[ \t").partition("]")[0])
-            if table == key or key.startswith(f"{table}."):
-                header_line = number
-            continue
-        name, equals, _ = stripped.partition("=")
-        if equals and _joined(table, _plain_key(name)) == key:
-            return number
-    return header_line
-
-
-def _plain_key(text: str) -> str:
-    return ".".join(part.strip().strip("\"'") for part in text.split("."))

@@ -1,0 +1,114 @@
+"""``borg-pull-admin authorized-keys``: the lines that let the clients' keys log in."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+
+import click
+
+from borg_pull.admin import host
+from borg_pull.errors import ConfigurationError, RequestError
+from borg_pull.source.installation import main_file, program_beside
+from borg_pull.source.whitelist import ClientRules, load, public_key_blob
+from borg_pull.trust import Trust
+
+_SSHD = """\
+For sshd to ask at every login, in sshd_config:
+
+\b
+Match User borg-pull
+  # on one line:
+  AuthorizedKeysCommand /opt/borg-pull/borg-pull-admin
+      authorized-keys --fingerprint %f /etc/borg-pull/config.toml
+  AuthorizedKeysCommandUser borg-pull
+  AllowTcpForwarding no
+  AllowStreamLocalForwarding remote
+
+The Match is needed: without it sshd asks for every account, and the keys open each.
+
+The last two lines are needed as well: "port-forwarding" in a key's line is what ssh -R of a
+socket takes, but it allows -L, and -L and -R of TCP ports, too; only sshd's own configuration can
+refuse those.
+"""
+
+
+@click.command("authorized-keys", epilog=_SSHD, short_help="Print the lines that let keys log in.")
+@click.argument("config", type=click.Path())
+@click.option(
+    "--program",
+    type=click.Path(),
+    help="The forced command.  [default: the borg-pull-source beside this program]",
+)
+@click.option("--fingerprint", metavar="SHA256:...", help="Only the key with this fingerprint.")
+def authorized_keys(config: str, program: str | None, fingerprint: str | None) -> None:
+    """Print a line for authorized_keys for each key in the whitelist CONFIG.
+
+    Each lets its key run the forced command for its client, whatever the client asks for, and
+    forward sockets.
+
+    Nothing but lines goes to standard output. When anything is wrong with the configuration,
+    clients.d included, nothing is printed and the exit code is 78, upon which sshd accepts no
+    key: no client gets in by rules of which a part could not be read. Where PROGRAM holds its
+    file capability, CONFIG must be root's alone to write, as the forced command demands.
+    """
+    config = host.absolute(config)
+    program = program or program_beside("borg-pull-source")
+    if not program.startswith("/"):
+        raise RequestError(f"--program {program} is not absolute")
+    if fingerprint is not None and re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", fingerprint) is None:
+        raise RequestError(
+            f"--fingerprint {fingerprint} is not one", "it is SHA256: and 43 characters of Base64"
+        )
+    trust = Trust(enforced=host.has_capability(program), uid=os.geteuid())
+    clients = _clients(config, trust)
+    lines = [
+        line
+        for client, rules in clients.items()
+        for line in _lines(program, config, client, rules, fingerprint)
+    ]
+    if not any(rules.keys for rules in clients.values()):
+        click.echo("borg-pull-admin: no client has keys", err=True)
+    click.echo(b"".join(line + b"\n" for line in lines), nl=False)
+
+
+def _clients(config: str, trust: Trust) -> Mapping[str, ClientRules]:
+    """The rules of all clients. Raises ConfigurationError for anything wrong anywhere."""
+    main = main_file(config, trust)
+    found = host.client_files(config, trust)
+    for _, error in found.unusable:
+        raise error
+    return load(main, found.files).clients
+
+
+def _lines(
+    program: str, config: str, client: str, rules: ClientRules, fingerprint: str | None
+) -> Iterator[bytes]:
+    options = b'restrict,port-forwarding,command="%b"' % forced_command(program, config, client)
+    for key in rules.keys:
+        if fingerprint is None or fingerprint == fingerprint_of(key):
+            yield b"%b %b" % (options, key.encode("utf-8"))
+
+
+def forced_command(program: str, config: str, client: str) -> bytes:
+    r"""The value of ``command=``: words quoted for the shell that sshd runs it with, and then
+    for the line, in which only ``\"`` is special (sshd(8)).
+
+    Raises ConfigurationError for a path that would end the line.
+    """
+    for path in (program, config):
+        if any(character < " " or character == "\x7f" for character in path):
+            raise ConfigurationError(
+                f"{path!a} has a control character, which no line of authorized_keys can hold"
+            )
+    return os.fsencode(shlex.join((program, config, client)).replace('"', '\\"'))
+
+
+def fingerprint_of(key: str) -> str:
+    """Fingerprint of a public key line, as ``ssh-keygen -l`` prints it."""
+    digest = hashlib.sha256(public_key_blob(key)).digest()
+    return "SHA256:" + base64.b64encode(digest).decode("ascii").rstrip("=")

@@ -1,0 +1,359 @@
+"""``borg-pull-admin explain``: what the forced command would make of a request, and why.
+
+Every answer comes from the functions the forced command calls; nothing is run, made or written.
+With ``--json`` the answer is one `Report`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from typing import Literal, TypedDict
+
+import click
+
+from borg_pull.admin import host
+from borg_pull.admin.output import print_lines
+from borg_pull.digest import sha256
+from borg_pull.errors import (
+    BorgPullError,
+    ConfigurationError,
+    NotAllowedError,
+    printable,
+)
+from borg_pull.source import borg, confine
+from borg_pull.source.installation import (
+    client_file,
+    current_context,
+    main_file,
+    program_beside,
+    socket_wrapper,
+)
+from borg_pull.source.judge import Allowed, Refused, judge
+from borg_pull.source.positions import Positions
+from borg_pull.source.request import parse, quoted
+from borg_pull.source.whitelist import (
+    CLIENT_KEYS,
+    ClientRules,
+    Settings,
+    SourceFile,
+    is_client_name,
+    load,
+)
+from borg_pull.trust import Trust
+
+
+class Rule(TypedDict):
+    """A rule that decided something."""
+
+    rule: str
+    """Key and item, as ``paths[0]``; a word for a rule that no configuration changes."""
+    origin: Literal["file", "default", "built-in"]
+    file: str | None
+    line: int | None
+    """Of the item; for a default, of the client's table."""
+
+
+class PathGrant(TypedDict):
+    """A path that borg would be given."""
+
+    path: str
+    rule: Rule
+    obstacle: str | None
+    """Why the path cannot be served as the host stands now; no part of the verdict."""
+
+
+class Run(TypedDict):
+    """What would run."""
+
+    verb: str
+    repository: str | None
+    archive: str | None
+    paths: list[PathGrant]
+    argv: list[str]
+    environment: dict[str, str]
+    environment_at_run_time: dict[str, str]
+    """Variables whose value only the run itself has, and what they hold."""
+    confinement: dict[str, bool | int | None]
+    """As the ``confinement`` of an audit record, for the installed forced command."""
+    socket: str | None
+    state_directory: str
+    lock: str | None
+    passphrase_source: str | None
+    """Where it would come from; None where the rules name nothing."""
+
+
+class Report(TypedDict):
+    """The answer of ``explain --json``."""
+
+    type: Literal["explain"]
+    version: Literal[1]
+    config: str
+    client: str
+    request: str
+    verdict: Literal["allowed", "refused"]
+    exit: int
+    """0, or the code the request would get."""
+    reason: str | None
+    hint: str | None
+    rules: list[Rule]
+    """What decided, empty when the request or the configuration never came to be judged."""
+    run: Run | None
+    """None when refused."""
+
+
+_SCHEMA = """\
+--json: an object of type "explain", version 1, config, client, request, verdict ("allowed" or
+"refused"), exit, reason, hint, rules (each rule, origin, file, line) and run: null, or verb,
+repository, archive, paths (each path, rule, obstacle), argv, environment,
+environment_at_run_time, confinement, socket, state_directory, lock, passphrase_source.
+"""
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog=_SCHEMA,
+    short_help="Say what would become of a request.",
+)
+@click.argument("config", type=click.Path())
+@click.argument("client")
+@click.argument("request")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def explain(context: click.Context, config: str, client: str, request: str, as_json: bool) -> None:
+    """Say what would become of REQUEST from CLIENT under the whitelist CONFIG, and run nothing.
+
+    REQUEST is one argument: what the client gives to ssh, such as
+    'create /srv/repo web-{now} /var/www'. Shown are the verdict, the rule that decided and where
+    it stands, and the argv, environment and confinement that borg would get.
+
+    The verdict is about the rules. What the host lacks at the moment, such as a path, is told of
+    beside it and does not change it. Exit code 0: allowed; else the one the request would get:
+    64, 77 or 78.
+    """
+    report = explanation(host.absolute(config), client, request)
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        print_lines(_lines(report))
+    context.exit(report["exit"])
+
+
+def explanation(config: str, client: str, request: str) -> Report:
+    """What the forced command would make of ``request``."""
+    report = Report(
+        type="explain",
+        version=1,
+        config=config,
+        client=client,
+        request=request,
+        verdict="refused",
+        exit=0,
+        reason=None,
+        hint=None,
+        rules=[],
+        run=None,
+    )
+    try:
+        _explain(report, os.fsencode(request))
+    except BorgPullError as error:
+        report["exit"] = error.exit_code
+        report["reason"] = error.message
+        report["hint"] = error.hint
+    return report
+
+
+def _explain(report: Report, command: bytes) -> None:
+    """The forced command's own steps, up to where it would act. Raises BorgPullError."""
+    client = report["client"]
+    if not is_client_name(client):
+        raise ConfigurationError(f"{client!a} is no client name", "see authorized_keys")
+    program = program_beside("borg-pull-source")
+    trust = Trust(enforced=host.has_capability(program), uid=os.geteuid())
+    main = main_file(report["config"], trust)
+    own = client_file(report["config"], client, trust)
+    whitelist = load(main, {} if own is None else {client: own}, only=client)
+    rules = whitelist.clients.get(client)
+    if rules is None:
+        raise NotAllowedError(f"client {client} is not in the whitelist")
+    places = _Places(main if own is None else own, "" if own else f"client.{client}")
+    request = parse(command)
+    if request.verb == "hello":
+        report["rules"] = [_built_in("hello")]
+        report["run"] = _hello(client, whitelist.settings, program)
+    else:
+        verdict = judge(request, client, rules, current_context())
+        report["rules"] = [places.rule(name) for name in verdict.rule.split(", ")]
+        if isinstance(verdict, Refused):
+            raise NotAllowedError(verdict.reason, verdict.hint)
+        report["run"] = _run(verdict, client, rules, whitelist.settings, program, places)
+    report["verdict"] = "allowed"
+
+
+class _Places:
+    """Where the rules of one client stand."""
+
+    def __init__(self, file: SourceFile, table: str) -> None:
+        self._file = file
+        self._table = table
+        self._positions = Positions(file.content.decode("utf-8"))
+
+    def rule(self, name: str) -> Rule:
+        """The place of the rule that `judge` names ``name``."""
+        key = name.partition("[")[0]
+        if key not in (known.name for known in CLIENT_KEYS):
+            return _built_in(name)
+        whole = f"{self._table}.{name}" if self._table else name
+        is_set = self._positions.has(whole.partition("[")[0])
+        return Rule(
+            rule=name,
+            origin="file" if is_set else "default",
+            file=self._file.name,
+            line=self._positions.line(whole),
+        )
+
+
+def _built_in(name: str) -> Rule:
+    return Rule(rule=name, origin="built-in", file=None, line=None)
+
+
+def _hello(client: str, settings: Settings, program: str) -> Run:
+    command = borg.version_command(settings.runtime, client)
+    return Run(
+        verb="hello",
+        repository=None,
+        archive=None,
+        paths=[],
+        argv=list(command.argv),
+        environment=command.environment,
+        environment_at_run_time={},
+        confinement=_confinement(program),
+        socket=None,
+        state_directory=borg.state_directory(settings.runtime, client),
+        lock=None,
+        passphrase_source=None,
+    )
+
+
+def _run(
+    allowed: Allowed,
+    client: str,
+    rules: ClientRules,
+    settings: Settings,
+    program: str,
+    places: _Places,
+) -> Run:
+    runtime = settings.runtime
+    command = borg.command(allowed, client, rules, runtime, socket_wrapper(settings))
+    state = borg.state_directory(runtime, client)
+    # As source.state.claim names it.
+    digest = sha256(allowed.repository.rstrip("/").encode("utf-8")).hexdigest()[:16]
+    source = _passphrase_source(rules)
+    at_run_time = {
+        "BORG_PULL_SESSION_PROCESSES": "sshd's processes of the session",
+        "BORG_PULL_WRAP_REPORT": f"{state}/run/{digest}",
+    }
+    if source is not None:
+        at_run_time |= {"BORG_PASSPHRASE_FD": "descriptor of a pipe with the passphrase"}
+    return Run(
+        verb=allowed.verb,
+        repository=allowed.repository,
+        archive=allowed.archive,
+        paths=[
+            PathGrant(
+                path=grant.path,
+                rule=places.rule(grant.rule),
+                obstacle=_obstacle(grant.path, rules),
+            )
+            for grant in allowed.grants
+        ],
+        argv=list(command.argv),
+        environment=command.environment,
+        environment_at_run_time=at_run_time,
+        confinement=_confinement(program),
+        socket=borg.socket_path(runtime, allowed),
+        state_directory=state,
+        lock=f"{state}/{digest}.lock",
+        passphrase_source=source,
+    )
+
+
+def _obstacle(path: str, rules: ClientRules) -> str | None:
+    try:
+        return host.path_obstacle(path, refuse_empty=rules.refuse_empty)
+    except PermissionError:
+        return "cannot be looked at by this user"
+
+
+def _passphrase_source(rules: ClientRules) -> str | None:
+    if rules.passphrase_file is not None:
+        return f"first line of {rules.passphrase_file}"
+    if rules.passcommand is not None:
+        return f"first line that {rules.passcommand} prints"
+    return "first line of standard input" if rules.passphrase_stdin else None
+
+
+def _confinement(program: str) -> dict[str, bool | int | None]:
+    """That of the forced command beside this program, whatever privilege this one has."""
+    return {**confine.planned().as_fields(), "capability": host.has_capability(program)}
+
+
+# For people
+
+
+def _lines(report: Report) -> Iterator[list[tuple[str, str]]]:
+    style = "green" if report["verdict"] == "allowed" else "red"
+    outcome = "" if report["exit"] == 0 else f", exit {report['exit']}"
+    yield [_label("verdict"), (f"{report['verdict']}{outcome}", f"bold {style}")]
+    for label in ("reason", "hint"):
+        text = report[label]
+        if text is not None:
+            yield [_label(label), (printable(text), "")]
+    for rule in report["rules"]:
+        yield [_label("rule"), (_rule_text(rule), "")]
+    if report["run"] is not None:
+        for label, text in _run_lines(report["run"]):
+            yield [_label(label), (printable(text), "yellow" if label == "but now" else "")]
+
+
+def _run_lines(run: Run) -> Iterator[tuple[str, str]]:
+    for grant in run["paths"]:
+        yield "path", f"{_path_text(grant['path'])}  by {_rule_text(grant['rule'])}"
+        if grant["obstacle"] is not None:
+            yield "but now", f"{_path_text(grant['path'])} {grant['obstacle']}"
+    yield "runs", shlex.join(run["argv"])
+    for name, value in sorted(run["environment"].items()):
+        yield "environment", f"{name}={value}"
+    for name, value in sorted(run["environment_at_run_time"].items()):
+        yield "environment", f"{name}: {value}"
+    yield "confinement", ", ".join(_confinement_words(run["confinement"]))
+    yield "socket", run["socket"] or "none"
+    yield "state", run["state_directory"]
+    yield "lock", run["lock"] or "none"
+    yield "passphrase", run["passphrase_source"] or "none"
+
+
+def _confinement_words(confinement: dict[str, bool | int | None]) -> Iterator[str]:
+    for name, value in confinement.items():
+        shown = "none" if value is None else str(value)
+        if isinstance(value, bool):
+            shown = "yes" if value else "no"
+        yield f"{name.replace('_', ' ')}: {shown}"
+
+
+def _path_text(path: str) -> str:
+    return path if path.isprintable() and " " not in path else quoted(path)
+
+
+def _rule_text(rule: Rule) -> str:
+    if rule["origin"] == "built-in":
+        return f"{rule['rule']} (built in)"
+    place = rule["file"] if rule["line"] is None else f"{rule['file']}:{rule['line']}"
+    default = " (default)" if rule["origin"] == "default" else ""
+    return printable(f"{rule['rule']}{default} at {place}")
+
+
+def _label(name: str) -> tuple[str, str]:
+    return f"{name:<12}", "dim"

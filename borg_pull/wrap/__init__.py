@@ -1,0 +1,1 @@
+"""The socket wrap: what borg starts as its remote shell."""
