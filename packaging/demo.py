@@ -142,7 +142,7 @@ class Demo:
         self.root = self._directory()
         print(f"Everything stands below D={self.root}; it goes when the demo ends.")
         screen.replacements[str(self.root)] = "$D"
-        self.admin = Actor("admin$", os.geteuid(), os.getegid(), self.root)
+        self.admin = Actor("admin#" if IS_ROOT else "admin$", os.geteuid(), os.getegid(), self.root)
         # Last in, first out: the processes end before their accounts and directories go.
         if IS_ROOT and not Path("/run/sshd").exists():
             Path("/run/sshd").mkdir(mode=0o755)  # its package makes it at boot only
@@ -196,6 +196,9 @@ class Demo:
         if not (bundle / "borg-pull-source").exists():
             raise DemoError(f"no frozen bundle at {bundle}; make frozen builds it")
         if not IS_ROOT:
+            if not os.access(bundle / "borg-pull-source", os.X_OK):
+                raise DemoError(f"you may not start {bundle}/borg-pull-source; freeze your own")
+            print(f"The programs are in B={bundle}.")
             self.screen.replacements[str(bundle)] = "$B"
             return bundle
         copy = self.root / "bundle"
@@ -282,9 +285,8 @@ def main(arguments: Sequence[str]) -> int:
                 demo = Demo(screen, bundle, cleanup)
             show(demo)
         finally:
-            with undisturbed():
+            with undisturbed(), cleanup:
                 print("\nremoving everything this demo made", flush=True)
-                cleanup.close()
     except KeyboardInterrupt:
         print("demo: interrupted", file=sys.stderr)
         return 130
@@ -452,6 +454,7 @@ def make_repository(demo: Demo) -> None:
     demo.screen.step("The backup server: a repository of its own")
     passphrase = demo.backup.home / "passphrase"
     demo.write(passphrase, secrets.token_urlsafe(24) + "\n", demo.backup, 0o600)
+    demo.screen.note(f"For borg here, BORG_PASSCOMMAND is set to: cat {passphrase}")
     demo.run(
         demo.backup,
         ["borg", "init", "--encryption=repokey-blake2", str(demo.repository)],
@@ -539,6 +542,9 @@ def be_refused(demo: Demo) -> None:
             output.count("\n") == 1 and record["event"] == "refused" and record["exit"] == code,
             f"{claim}: exit code {code}, and on record",
         )
+    demo.screen.note("The admin can ask beforehand what would become of a request:")
+    explain = (str(demo.programs / "borg-pull-admin"), "explain", str(demo.whitelist), CLIENT)
+    demo.run(demo.admin, [*explain, "create /r stolen /etc/shadow"], expect=77, limit=5)
 
 
 def compare_trees(demo: Demo) -> None:

@@ -26,14 +26,16 @@ Match User borg-pull
   AuthorizedKeysCommand /opt/borg-pull/borg-pull-admin
       authorized-keys --fingerprint %f /etc/borg-pull/config.toml
   AuthorizedKeysCommandUser borg-pull
-  AllowTcpForwarding no
   AllowStreamLocalForwarding remote
+  AllowTcpForwarding remote
+  PermitListen none
+  PermitOpen none
 
 The Match is needed: without it sshd asks for every account, and the keys open each.
 
-The last two lines are needed as well: "port-forwarding" in a key's line is what ssh -R of a
-socket takes, but it allows -L, and -L and -R of TCP ports, too; only sshd's own configuration can
-refuse those.
+The last four lines are needed as well: "port-forwarding" in a key's line is what ssh -R of a
+socket takes, but it allows all of -L and -R, of TCP ports too, which only sshd's own configuration
+can refuse. AllowTcpForwarding cannot be "no": sshd would then refuse sockets with the ports.
 """
 
 

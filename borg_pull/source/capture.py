@@ -8,7 +8,7 @@ import time
 
 from borg_pull.errors import SystemRefusedError
 from borg_pull.linux import capabilities, process
-from borg_pull.linux.signals import SIGKILL
+from borg_pull.linux.signals import SIG_DFL, SIGKILL, SIGPIPE, signal
 
 
 def output_of(
@@ -28,13 +28,17 @@ def output_of(
     if pid == 0:
         _become(argv, environment, writer, parent)
     os.close(writer)
+    deadline = time.monotonic() + timeout
     try:
-        output = _read_all(reader, time.monotonic() + timeout, limit)
+        try:
+            output = _read_all(reader, deadline, limit)
+        finally:
+            os.close(reader)
+        _wait_for_end(pid, deadline)
     except TimeoutError:
-        os.kill(pid, SIGKILL)
+        _kill_group(pid)
         raise SystemRefusedError(f"{argv[0]} did not end within {timeout:.0f} seconds") from None
     finally:
-        os.close(reader)
         _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     if code != 0:
@@ -42,9 +46,34 @@ def output_of(
     return output
 
 
+def _wait_for_end(pid: int, deadline: float) -> None:
+    """Wait until the process has ended, and leave it to be reaped. Raises TimeoutError.
+
+    It may have closed its standard output long before.
+    """
+    descriptor = os.pidfd_open(pid)
+    try:
+        remaining = max(0.0, deadline - time.monotonic())
+        if not select.select([descriptor], [], [], remaining)[0]:
+            raise TimeoutError
+    finally:
+        os.close(descriptor)
+
+
+def _kill_group(pid: int) -> None:
+    """Kill the command and what it started."""
+    try:
+        os.killpg(pid, SIGKILL)
+    except ProcessLookupError:
+        # It has not come to making a group of its own.
+        os.kill(pid, SIGKILL)
+
+
 def _become(argv: tuple[str, ...], environment: dict[str, str], writer: int, parent: int) -> None:
     """Replace the forked process by the command; never returns."""
     try:
+        os.setsid()
+        signal(SIGPIPE, SIG_DFL)
         capabilities.drop_all()
         process.set_no_new_privileges()
         process.set_parent_death_signal(SIGKILL)

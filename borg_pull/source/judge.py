@@ -117,9 +117,16 @@ def expand(name: str, context: Context) -> str:
         if kind == "hostname":
             expanded.append(context.hostname)
         else:
-            moment = context.utc_time if kind == "utcnow" else context.local_time
-            expanded.append(time.strftime(time_format or "%Y-%m-%dT%H:%M:%S", moment))
+            expanded.append(_formatted(time_format or "%Y-%m-%dT%H:%M:%S", kind, context))
     return "".join(expanded)
+
+
+def _formatted(time_format: str, kind: str, context: Context) -> str:
+    if kind == "now":
+        return time.strftime(time_format, context.local_time)
+    # The C library calls it GMT, borg UTC.
+    pieces = [piece.replace("%Z", "UTC") for piece in time_format.split("%%")]
+    return time.strftime("%%".join(pieces), context.utc_time)
 
 
 def _granting_rule(path: str, rules: ClientRules) -> str | None:

@@ -46,7 +46,18 @@ def _first_line(content: bytes, source: str) -> bytes:
     line = content.partition(b"\n")[0].rstrip(b"\r")
     if not line:
         raise ConfigurationError(f"{source} yields no passphrase", "its first line is empty")
+    if not _is_text(line):
+        raise ConfigurationError(f"{source} yields a passphrase that is not UTF-8 text")
     return line
+
+
+def _is_text(passphrase: bytes) -> bool:
+    """Whether borg can read it, which takes it for UTF-8."""
+    try:
+        passphrase.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _line_of_standard_input() -> bytes:
@@ -62,6 +73,8 @@ def _line_of_standard_input() -> bytes:
         if byte in (b"", b"\n"):
             if not line.rstrip(b"\r"):
                 raise RequestError("this client must send its passphrase", hint)
+            if not _is_text(line):
+                raise RequestError("the passphrase is not UTF-8 text", hint)
             return line.rstrip(b"\r")
         line += byte
     raise RequestError(f"the passphrase is longer than {MAX_PASSPHRASE} bytes", hint)

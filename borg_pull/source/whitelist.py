@@ -601,7 +601,7 @@ def _document(file: SourceFile, faults: list[Fault]) -> dict[str, object] | None
         faults.append(
             Fault(
                 file=file.name,
-                line=_line_of_error(str(error)),
+                line=_line_of_error(str(error), file.content),
                 key="",
                 message=f"is not valid TOML: {error}",
             )
@@ -611,8 +611,10 @@ def _document(file: SourceFile, faults: list[Fault]) -> dict[str, object] | None
     return None
 
 
-def _line_of_error(message: str) -> int | None:
-    """tomli ends its messages in ``(at line L, column C)``."""
+def _line_of_error(message: str, content: bytes) -> int | None:
+    """tomli ends its messages in ``(at line L, column C)`` or ``(at end of document)``."""
+    if message.endswith("(at end of document)"):
+        return content.rstrip().count(b"\n") + 1
     digits = message.rpartition("(at line ")[2].partition(",")[0]
     return int(digits) if digits.isdigit() else None
 
@@ -679,7 +681,10 @@ def _unknown(name: str, value: object, prefix: str, names: tuple[str, ...]) -> s
     for table, keys in (*_TABLES.items(), (f"{_CLIENTS}.NAME", CLIENT_KEYS)):
         if any(key.name == name for key in keys):
             return f"is unknown here; it belongs in [{table}]"
-    return "is unknown"
+    if name in (*_TABLES, _CLIENTS):
+        table = f"{name}.NAME" if name == _CLIENTS else name
+        return f"is unknown here; it is a table of its own, [{table}]"
+    return f"is unknown; known are {', '.join(names)}"
 
 
 def _settings(check: _Check, document: dict[str, object]) -> Settings | None:

@@ -1,0 +1,365 @@
+"""Requests and whitelists that are nearly right, which is where mistakes live."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from hypothesis import strategies as st
+
+CLIENTS = ("luna", "web-1", "a.b_c")
+NONCE = "0123456789abcdefABCDEF"
+
+# What no rule allows, beside what rules commonly allow.
+PATHS = (
+    "/", "/home", "/home/", "/home/a b", "/home/ü", "/srv/data", "/srv/data/x/y", "/home/a",
+    "/home/é", "/homes", "/srv", "/etc", "/etc/shadow", "//", "//home", "/home//a", "/home/.",
+    "/home/..", "/home/../etc", "/etc/./hostname", "/./home", "home", "-", "--", "/home/\x00",
+    "/home/\n", "/a" * 200, "/" + "n" * 255, "/" + "n" * 256, "/" + "n/" * 2047,
+    "/" + "n/" * 2048, "/home/\udcff", "/home/\u2028", "/home/\u202eb", "/home/*", "/home/'",
+    '/home/"', "/home/\\", "/home/$(id)", "/home/`id`", "/home/::", "/home/{now}",
+)  # fmt: skip
+REPOSITORIES = (
+    "/srv/repo", "/srv/repo/", "/re:po", "/srv/repo2", "/repo:", "/re::po", "/repo/..",
+    "/~/repo", "/", "/r p", "/ré", "/r{now}", "/r\udcff", "/r\u202e", "repo", "ssh://x/repo",
+    "/@repo", "/repo#?%41", "/:22/repo",
+)  # fmt: skip
+ARCHIVES = (
+    "a", "web-{now}", "{now:%Y-%m-%d}", "{utcnow:%H:%M}", "{hostname}-{now:%s}", "x{now:%}",
+    "{now:%D}", "{now:%f}", "{now:{pid}}", "{now:{pid.__class__.__name__}}", "{pid}",
+    "{pid:>3000000000}", "{{now}}", "{now", "now}", "{}", "{hostname:x}", "{now!r}", "{now.x}",
+    "{now[0]}", "a::b", ":a", "a:", "x{now:::}", "x{now: }", "x{now:.checkpoint}",
+    "a.check{now:point}", "a.checkpoint", "a.checkpoint.1", "a/b", "a\\b", " a", "a ", "", "é",
+    "²", "\u202e", "a" * 200, "a" * 201, "-a", "{user}", "{fqdn}", "{now:%T}", "{now:%%}",
+    "{now:T%RZ}",
+)  # fmt: skip
+COMPRESSIONS = (
+    "lz4", "zstd", "zstd,3", "zstd,22", "zstd,23", "zstd,0", "zstd,²", "zstd,３", "zlib,0",
+    "zlib,10", "lzma,9", "none", "none,1", "lz4,1", "auto,zstd,3", "auto", "auto,auto,lz4",
+    "obfuscate,1,lz4", "obfuscate,7,lz4", "obfuscate,110,auto,zstd", "obfuscate,250,lz4",
+    "obfuscate,1", "ZSTD", "zstd,", ",", "zstd,-1", "zstd,+3", "zstd, 3", "zstd,1_0",
+    "zstd,0000000003",
+)  # fmt: skip
+EXCLUDES = (
+    "*.o", "sh:**/x", "fm:*", "pp:/a", "pf:/a/b", "re:.*", "r2:x", "²²:x", "fm:", "ab:c", "a:b",
+    "R /etc", "+ /etc", "{now}", "-x", "x\u2028",
+)  # fmt: skip
+COMMENTS = ("x", "a comment", "{now}", "-", "--rsh=sh", "é", "\u202e", "c" * 1024, "c" * 1025, "")
+COUNTS = (
+    "1",
+    "7",
+    "0",
+    "-1",
+    "1000000",
+    "1000001",
+    "²",
+    "٣",
+    "７",
+    "1_0",
+    "+1",
+    " 1",
+    "1e3",
+    "0x1",
+    "00000001",
+    "0000001",
+)
+INTERVALS = (
+    "1H",
+    "2d",
+    "3w",
+    "4m",
+    "5y",
+    "1M",
+    "1S",
+    "0d",
+    "d",
+    "²d",
+    "1",
+    "1dd",
+    "100001y",
+    "-1d",
+)
+GLOBS = (
+    "web-*",
+    "web",
+    "*",
+    "?",
+    "[a]",
+    "{now}*",
+    "w" * 200,
+    "w" * 201,
+    "é*",
+    "a[!b]*",
+    "sh:*",
+    "",
+)
+VALUES = {
+    "--compression": COMPRESSIONS, "-C": COMPRESSIONS, "--comment": COMMENTS,
+    "--exclude": EXCLUDES,
+    "-e": EXCLUDES + ("repokey", "none", "repokey-blake2", "authenticated"),
+    "--encryption": ("repokey", "none", "keyfile", "repokey-aes-ocb", ""),
+    "--glob-archives": GLOBS, "-a": GLOBS, "--first": COUNTS, "--last": COUNTS,
+    "--max-duration": COUNTS, "--keep-within": INTERVALS, "--keep-last": COUNTS,
+    "--keep-minutely": COUNTS, "--keep-hourly": COUNTS, "-H": COUNTS, "--keep-daily": COUNTS,
+    "-d": COUNTS, "-w": COUNTS, "--keep-weekly": COUNTS, "-m": COUNTS, "-y": COUNTS,
+    "--keep-yearly": COUNTS,
+    "--socket": (NONCE, "short", "x" * 65, "../../x" * 3, "é" * 20, "²" * 20),
+}  # fmt: skip
+SWITCHES = (
+    "-p", "--progress", "-x", "--one-file-system", "--json", "--log-json", "--stats", "-s", "-n",
+    "--dry-run", "--list", "--repository-only", "--archives-only", "--verify-data",
+)  # fmt: skip
+HOSTILE = (
+    "--rsh=sh", "--rsh", "--remote-path=x", "--paths-from-stdin", "--paths-from-com",
+    "--content-from-c", "--rs", "--pattern", "R /etc", "--patterns-from=/etc/passwd",
+    "--comp=lz4", "-pC", "-Clz4", "-C=lz4", "---", "--=", "-", "--", "--progress=1",
+    "--restrict-to-repository=/", "BORG_RSH=sh", "() { :; } ; id", ";", "&&", "|", "$(id)",
+    "`id`", "serve", "delete", "Create", "create\u200b", "--read-special", "--umask=0", "-CC",
+    "--socket", "--json=", "−p", "—json",
+)  # fmt: skip
+VERBS = ("create", "create", "create", "init", "list", "info", "check", "prune", "hello")
+
+# Four ways to write one word.
+_QUOTINGS = (
+    shlex.quote,
+    lambda word: '"' + "".join(f"\\{c}" if c in '$`"\\' else c for c in word) + '"',
+    lambda word: "".join(f"\\{c}" for c in word) or "''",
+    lambda word: word,
+)
+
+
+# The options of each verb, so that most of what is drawn belongs together.
+_OPTIONS = {
+    "create": ("-C", "--compression", "--comment", "--exclude", "-e", "--socket"),
+    "init": ("--socket", "-e"),
+    "list": ("-a", "--first", "--last", "--socket"),
+    "info": ("--socket",),
+    "check": ("--max-duration", "--socket"),
+    "prune": ("--keep-within", "--keep-last", "--keep-daily", "-H", "-y", "--socket"),
+    "hello": ("--socket",),
+}
+_SWITCHES = {
+    "create": ("-p", "-x", "--json", "--log-json", "--stats", "-n"),
+    "init": ("--log-json",),
+    "list": ("--json", "--log-json"),
+    "info": ("--json", "--log-json"),
+    "check": ("-p", "--repository-only", "--archives-only", "--verify-data"),
+    "prune": ("-p", "--list", "-s", "-n"),
+    "hello": ("--json",),
+}
+
+
+def _value(values: tuple[str, ...], good: int, sound: bool) -> st.SearchStrategy[str]:
+    """One of the first ``good`` values; unless it must be ``sound``, maybe any, or anything."""
+    likely = st.sampled_from(values[:good])
+    return likely if sound else st.one_of(likely, st.sampled_from(values), st.text(max_size=8))
+
+
+@st.composite
+def _given(draw: st.DrawFn, name: str, sound: bool) -> list[str]:
+    value = draw(_value(VALUES[name], 1 if name == "--socket" else 2, sound))
+    if name.startswith("--") and draw(st.booleans()):
+        return [f"{name}={value}"]
+    return [name, value]
+
+
+@st.composite
+def _options(draw: st.DrawFn, verb: str, sound: bool) -> list[list[str]]:
+    names = list(
+        draw(st.lists(st.sampled_from(_OPTIONS[verb] + _SWITCHES[verb]), max_size=3, unique=True))
+    )
+    if not sound:
+        names += draw(st.lists(st.sampled_from(tuple(VALUES) + SWITCHES), max_size=1))
+    options = [draw(_given(name, sound)) if name in VALUES else [name] for name in names]
+    if verb == "init" and "-e" not in names:
+        mode = draw(st.sampled_from(("repokey", "none", "keyfile")))
+        options.append(["-e", mode] if sound else [f"--encryption={mode}"])
+    if verb == "prune":
+        options += [draw(_given("--glob-archives", sound)), draw(_given("--keep-weekly", sound))]
+    return options
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """Requests that are right, wrong in one word, or wrong anywhere."""
+    wrong = draw(st.sampled_from(("nowhere", "in one word", "anywhere")))
+    sound = wrong != "anywhere"
+    verb = draw(st.sampled_from(VERBS))
+    parts: list[list[str]] = [[verb]]
+    if verb != "hello":
+        parts.append([draw(_value(REPOSITORIES, 3, sound))])
+    if verb == "create" or (verb == "info" and draw(st.booleans())):
+        parts.append([draw(_value(ARCHIVES, 5, sound))])
+    if verb == "create":
+        paths = st.lists(_value(PATHS, 7, sound), min_size=1, max_size=3, unique=sound)
+        parts += [[path] for path in draw(paths)]
+    for option in draw(_options(verb, sound)):
+        parts.insert(draw(st.integers(0, len(parts))), option)
+    words = [word for part in parts for word in part]
+    if draw(st.booleans()):
+        words.insert(0, "--")
+    if wrong == "in one word":
+        place = draw(st.integers(0, len(words) - 1))
+        words[place] = draw(st.sampled_from(HOSTILE + PATHS + REPOSITORIES + ARCHIVES + EXCLUDES))
+    return written(draw, words, damaged=wrong == "anywhere" and draw(st.booleans()))
+
+
+def written(draw: st.DrawFn, words: list[str], damaged: bool) -> bytes:
+    """``words`` as a command, each quoted in one of several ways."""
+    quoting = st.sampled_from(_QUOTINGS if damaged else _QUOTINGS[:3])
+    text = draw(st.sampled_from((" ", "  "))).join(draw(quoting)(word) for word in words)
+    if damaged:
+        place = draw(st.integers(0, len(text)))
+        text = (
+            text[:place]
+            + draw(st.sampled_from("\\'\" -\n\x00=\x7f\x85\u2028\ud800#"))
+            + text[place:]
+        )
+    return text.encode("utf-8", "surrogatepass")
+
+
+@st.composite
+def honest_requests(draw: st.DrawFn, table: dict[str, Any]) -> bytes:
+    """Requests that the rules in ``table`` allow."""
+    below = [f"{tree.rstrip('/')}/sub dir/é" for tree in table["trees"]]
+    paths = [*table["paths"], *table["trees"], *below]
+    chosen = draw(st.lists(st.sampled_from(paths), min_size=1, max_size=3, unique=True))
+    switches = ("-p", "-x", "--json", "--log-json", "-s")
+    options = [
+        [name] for name in draw(st.lists(st.sampled_from(switches), unique=True, max_size=3))
+    ]
+    if draw(st.booleans()):
+        specifications = ("lz4", "zstd,3", "auto,lzma,6", "obfuscate,3,none")
+        options.append(["-C", draw(st.sampled_from(specifications))])
+    if draw(st.booleans()):
+        options.append([f"--comment={draw(st.sampled_from(('nightly', 'it is ‘quoted’')))}"])
+    archives = ("a", "web-{now}", "{hostname} {utcnow:%Y-%m-%dT%H:%M}", "été")
+    parts = [["create"], ["/srv/repo"], [draw(st.sampled_from(archives))], *([p] for p in chosen)]
+    for option in options:
+        parts.insert(draw(st.integers(0, len(parts))), option)
+    words = [*draw(st.sampled_from(([], ["--"]))), *(word for part in parts for word in part)]
+    return written(draw, words, damaged=False)
+
+
+def some(values: tuple[str, ...]) -> st.SearchStrategy[list[str]]:
+    """A few different ones of ``values``."""
+    return st.lists(st.sampled_from(values), max_size=4, unique=True)
+
+
+def client_tables() -> st.SearchStrategy[dict[str, Any]]:
+    """A client's table without a fault."""
+    sound = {
+        "paths": some(("/", "/home", "/home/", "/home/a b", "/srv/data", "/home/ü")),
+        "trees": some(("/", "/home", "/srv/data", "/etc")),
+        "allow": some(("create", "create", "list", "info", "check", "prune")).map(
+            lambda names: sorted({*names, "create"})
+        ),
+        "compressions": st.sampled_from(([], ["zstd"], ["zstd,3", "lz4"], ["auto,zstd,3"])),
+        "excludes": st.sampled_from(([], ["*.tmp", "sh:**/cache"])),
+        "repositories": st.sampled_from(([], ["/srv/repo"], ["/srv/repo/", "/re:po"])),
+        "flags": st.sampled_from(
+            (
+                ["compression", "exclude", "progress"],
+                [
+                    "exclude",
+                    "comment",
+                    "json",
+                    "stats",
+                    "dry-run",
+                    "one-file-system",
+                    "log-json",
+                    "compression",
+                    "progress",
+                ],
+            )
+        ),
+        "encryption": st.sampled_from((["none"], ["repokey", "keyfile-blake2"])),
+    }
+    return st.fixed_dictionaries({}, optional=sound)
+
+
+_SCALARS = st.one_of(
+    st.text(max_size=10),
+    st.sampled_from(PATHS + COMPRESSIONS + EXCLUDES).filter(lambda text: "\udcff" not in text),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.sampled_from(("create", "exclude", "repokey", "/home", "/", "ssh-ed25519 AAAA")),
+)
+_KEYS = (
+    "paths", "trees", "allow", "flags", "required_flags", "compressions", "excludes",
+    "encryption", "repositories", "passphrase_file", "passcommand", "passphrase_stdin",
+    "allow_unknown_repository", "refuse_empty", "keys", "path", "Paths", "alow", "socket_dir",
+    "home", "borg", "socket_wrapper", "file", "sync", "runtime", "client", "audit", "luna",
+)  # fmt: skip
+_NAMES = st.one_of(
+    st.sampled_from(_KEYS),
+    st.text(max_size=6),
+)
+_JSON_LIKE = st.recursive(
+    _SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(_NAMES, inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def toml_string(text: str) -> str:
+    """``text`` as a TOML string."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
+
+
+def toml_value(value: Any) -> str:
+    """``value`` as TOML, tables inline."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return toml_string(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    if isinstance(value, dict):
+        return (
+            "{" + ", ".join(f"{toml_string(k)} = {toml_value(v)}" for k, v in value.items()) + "}"
+        )
+    return str(value)
+
+
+def toml_table(header: str, table: dict[str, Any]) -> str:
+    """A table with its header, or without one when ``header`` is empty."""
+    lines = [f"{toml_string(name)} = {toml_value(value)}" for name, value in table.items()]
+    return "\n".join([*([header] if header else []), *lines, ""])
+
+
+_ODDITIES = (
+    "", "# comment\r\n", "\ufeff", "\x00", "a.b.c = 1\n", "x = 1979-05-27T07:32:00Z\n",
+    "y = 2021-02-30\n", "n = " + "9" * 5000 + "\n", "z = " + "[" * 500,
+)  # fmt: skip
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> str:
+    """Whitelists that are nearly right."""
+    extra = st.dictionaries(_NAMES, _JSON_LIKE, max_size=2)
+    one_more = st.dictionaries(_NAMES, _JSON_LIKE, max_size=1)
+    parts = [
+        toml_table("[runtime]", {"socket_dir": "/s", "home": "/h", **draw(one_more)}),
+        toml_table("[audit]", draw(one_more)),
+        toml_table("[client.luna]", {**draw(client_tables()), **draw(extra)}),
+        toml_table(f"[client.{toml_string(draw(_NAMES))}]", draw(extra)),
+        draw(st.sampled_from(_ODDITIES)),
+    ]
+    text = "".join(draw(st.permutations(parts)))
+    if draw(st.integers(0, 3)) == 0 and text:
+        place = draw(st.integers(0, len(text) - 1))
+        text = (
+            text[:place]
+            + draw(
+                st.sampled_from(
+                    ("", "[", "]", '"', "'", "=", "\n", "\\", "{", "}", '"""', "\x0c", "\u2028")
+                )
+            )
+            + text[place + 1 :]
+        )
+    return text

@@ -1,0 +1,59 @@
+"""Every sample that is shipped loads; every bad one fails, and the message names file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from borg_pull.source.positions import Positions
+from borg_pull.source.whitelist import AUDIT_KEYS, CLIENT_KEYS, RUNTIME_KEYS
+from tests.admin_runs import run
+
+TESTS = Path(__file__).parent
+CONTRIB = TESTS.parent / "contrib"
+GOOD = sorted([*TESTS.glob("samples/good/*.toml"), *CONTRIB.rglob("*.toml")])
+BAD = sorted(TESTS.glob("samples/bad/*.toml"))
+EXPECT = "# expect: "
+
+
+def name(path: Path) -> str:
+    return path.stem
+
+
+def test_the_globs_find_the_samples() -> None:
+    assert len(BAD) > 30
+    assert {"config.example", "original-example", "every-key"} <= set(map(name, GOOD))
+
+
+@pytest.mark.parametrize("path", GOOD, ids=name)
+def test_a_good_sample_loads(path: Path) -> None:
+    answer = run("check", path)
+    assert answer.exit == 0, answer.stdout
+    assert f"{path}: sound: " in answer.stdout
+
+
+@pytest.mark.parametrize("path", BAD, ids=name)
+def test_a_bad_sample_fails(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    assert first.startswith(EXPECT)
+    answer = run("check", path)
+    assert answer.exit == 78
+    errors = [line for line in answer.stdout.splitlines() if ": warning: " not in line]
+    assert all(line.startswith(f"{path}:") for line in errors), errors
+    assert any(first.removeprefix(EXPECT) in line for line in errors), errors
+    assert answer.stderr == f"the configuration is wrong: {len(errors)} error" + (
+        "s" if len(errors) > 1 else ""
+    )
+
+
+def test_the_annotated_example_shows_every_key() -> None:
+    path = CONTRIB / "config.example.toml"
+    text = path.read_text()
+    positions = Positions(text)
+    for table, keys in (("runtime", RUNTIME_KEYS), ("audit", AUDIT_KEYS)):
+        for key in keys:
+            assert positions.has(f"{table}.{key.name}"), key.name
+    clients = ("luna", "stella", "vega")
+    for key in CLIENT_KEYS:
+        assert any(positions.has(f"client.{client}.{key.name}") for client in clients), key.name
