@@ -10,13 +10,16 @@ from borg_pull.errors import NotAllowedError, SystemRefusedError
 from borg_pull.linux import capabilities, landlock, paths, process
 from borg_pull.linux.signals import SIGKILL
 from borg_pull.record import Record
+from borg_pull.source.borg import state_directory
+from borg_pull.source.installation import socket_wrapper
 from borg_pull.source.request import quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from borg_pull.source.judge import Grant
+    from borg_pull.source.judge import Allowed, Grant
+    from borg_pull.source.whitelist import Settings
 
 
 class Root(Record):
@@ -105,39 +108,64 @@ _LOOKED_UP = (
 )
 
 
-def ruleset(
-    confinement: Confinement,
-    roots: Sequence[Root],
-    *,
-    state: str,
-    programs: Sequence[str],
-    also_readable: Sequence[str],
-) -> landlock.Ruleset | None:
-    """Rules for one run, None where Landlock is not in force.
+class Allowance(Record):
+    """One rule for the kernel."""
 
-    Contents can be read below the roots, of the programs and of what they load; written in the
-    client's own ``state`` directory alone. The roots' own descriptors become rules, so a link
-    swapped in after they were opened changes nothing. Borg lists the directory each root stands
-    in, which therefore may be listed, not read. Raises SystemRefusedError.
+    path: str
+    access: str
+    """A key of `_ACCESS`."""
+
+
+_ACCESS = {
+    "list": landlock.LIST,
+    "read": landlock.READ,
+    "read, execute": landlock.READ_AND_EXECUTE,
+    "read, write": landlock.READ_AND_WRITE_FILE,
+    "everything": landlock.EVERYTHING,
+}
+
+
+def allowances(allowed: Allowed, client: str, settings: Settings) -> list[Allowance]:
+    """What borg and all it starts may do with files, each path with all below it.
+
+    Contents can be read below the granted paths, of the programs and of what they load; written
+    in the client's own state directory alone. Borg lists the directory each granted path stands
+    in, which therefore may be listed, not read.
+    """
+    granted = [grant.path for grant in allowed.grants]
+    loaded = [*_PROGRAMS, *settings.confine.also_readable]
+    for program in (settings.runtime.borg, socket_wrapper(settings)):
+        loaded += _program_places(program)
+    parents = (os.path.dirname(path.rstrip("/")) or "/" for path in granted)
+    return [
+        *(Allowance(path=path, access="read") for path in granted),
+        *(Allowance(path=path, access="list") for path in parents),
+        *(Allowance(path=path, access="read, execute") for path in loaded),
+        *(Allowance(path=path, access="read") for path in _LOOKED_UP),
+        Allowance(path="/dev/null", access="read, write"),
+        Allowance(path=state_directory(settings.runtime, client), access="everything"),
+    ]
+
+
+def ruleset(
+    confinement: Confinement, roots: Sequence[Root], rules: Sequence[Allowance]
+) -> landlock.Ruleset | None:
+    """The kernel's form of `allowances`, None where Landlock is not in force.
+
+    A root's rule is its own descriptor, so a link swapped in after it was opened changes nothing.
+    Raises SystemRefusedError.
     """
     if confinement.landlock is None:
         return None
-    rules = landlock.Ruleset(confinement.landlock)
-    for root in roots:
-        rules.allow(root.descriptor, landlock.READ)
-        rules.allow_path(os.path.dirname(root.path.rstrip("/")) or "/", landlock.LIST)
-    for path in _PROGRAMS:
-        rules.allow_path(path, landlock.READ_AND_EXECUTE)
-    for program in programs:
-        for path in _program_places(program):
-            rules.allow_path(path, landlock.READ_AND_EXECUTE)
-    for path in _LOOKED_UP:
-        rules.allow_path(path, landlock.READ)
-    for path in also_readable:
-        rules.allow_path(path, landlock.READ_AND_EXECUTE)
-    rules.allow_path("/dev/null", landlock.READ_AND_WRITE_FILE)
-    rules.allow_path(state, landlock.EVERYTHING)
-    return rules
+    descriptors = {root.path: root.descriptor for root in roots}
+    made = landlock.Ruleset(confinement.landlock)
+    for rule in rules:
+        descriptor = descriptors.get(rule.path) if rule.access == "read" else None
+        if descriptor is None:
+            made.allow_path(rule.path, _ACCESS[rule.access])
+        else:
+            made.allow(descriptor, _ACCESS[rule.access])
+    return made
 
 
 def _program_places(program: str) -> list[str]:
