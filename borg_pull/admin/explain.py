@@ -345,7 +345,7 @@ def _run_lines(run: Run) -> Iterator[tuple[str, str]]:
     yield "confinement", ", ".join(_confinement_words(run["confinement"]))
     for access in dict.fromkeys(run["file_access"].values()):
         paths = [path for path, granted in run["file_access"].items() if granted == access]
-        yield f"may {access}", " ".join(map(_path_text, paths))
+        yield "landlock", f"{access}: {' '.join(map(_path_text, paths))}"
     yield "socket", run["socket"] or "none"
     yield "state", run["state_directory"]
     yield "lock", run["lock"] or "none"
