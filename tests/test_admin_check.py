@@ -13,7 +13,7 @@ import pytest
 from borg_pull.admin.check import MANY_CLIENTS
 from tests.admin_runs import RUNTIME, Answer, public_key, run, start, write
 from tests.harness.site import Installations
-from tests.harness.workplace import IS_ROOT, Account
+from tests.harness.workplace import Account
 
 
 def warnings(answer: Answer) -> list[str]:
@@ -427,7 +427,7 @@ def test_another_user_is_told_that_it_cannot_see_all(source: Host) -> None:
     assert "passphrase-file" not in found, "what cannot be seen is not called wrong"
 
 
-@pytest.mark.skipif(not IS_ROOT, reason="home must belong to root")
+@pytest.mark.needs_root
 def test_warns_of_a_home_of_roots(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     answer = run("check", write(tmp_path / "config.toml", RUNTIME), "--json")

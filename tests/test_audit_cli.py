@@ -36,6 +36,7 @@ from borg_pull.admin.audit import (
 from borg_pull.admin.main import main
 from borg_pull.audit import AuditLog, Common, sidecar_of, timestamp
 from borg_pull.errors import RequestError
+from borg_pull.source.trail import Trail
 from tests.harness.wait import until
 
 LOGROTATE = "/usr/sbin/logrotate"
@@ -994,3 +995,42 @@ def test_following_prints_rows_and_waits_without_work(
 def test_times_sort_as_text() -> None:
     moments = [0.0, 1.001, 999_999_999.0, 1_000_000_000.0, NOW, NOW + 0.001]
     assert sorted(map(timestamp, reversed(moments))) == [*map(timestamp, moments)]
+
+
+# The documentation
+
+DOCUMENT = (ROOT / "docs" / "audit.md").read_text()
+
+
+def test_the_example_in_the_documentation_is_a_sound_chain(path: Path) -> None:
+    example = DOCUMENT.partition("```json\n")[2].partition("```")[0]
+    path.write_text(example)
+    result = verdict(path)
+    assert [(f.kind, f.line) for f in result.findings] == [("end", None)]
+    assert [json.loads(line)["event"] for line in lines(path)] == ["refused", "start", "complete"]
+
+
+def documented(heading: str) -> list[str]:
+    """First column of the table under ``heading``."""
+    section = DOCUMENT.partition(f"{heading}\n")[2].partition("\n#")[0]
+    return re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE)
+
+
+def test_every_key_is_documented_in_its_order(path: Path) -> None:
+    """The records as the forced command writes them."""
+    trail = Trail(AuditLog(str(path), sync=False), common(), b"create")
+    trail.refused(RequestError("no"))
+    trail.start(["borg"], None, None, (), {})
+    trail.fail(RequestError("no"))
+    shared = documented("## Records")
+    for line in lines(path):
+        record = json.loads(line)
+        own = documented(f"### {record['event']}")
+        assert own
+        assert list(record) == [*shared[:-1], *own, shared[-1]]
+
+
+def test_every_kind_of_finding_is_documented() -> None:
+    source = (ROOT / "borg_pull" / "admin" / "audit.py").read_text()
+    kinds = set(re.findall(r'(?:_find|_add)\(\s*"([a-z]+)"|kind="([a-z]+)"', source))
+    assert {first or second for first, second in kinds} == set(documented("## Verifying"))

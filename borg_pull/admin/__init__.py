@@ -1,1 +1,1 @@
-"""``borg-pull-admin``: the whitelist and the audit log, for the admin of the source."""
+"""The admin's program: check, explain, keys and the audit log; needs no privilege."""

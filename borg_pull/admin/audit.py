@@ -22,11 +22,11 @@ import time
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 
+from borg_pull.admin.host import audit_file
 from borg_pull.audit import (
     GENESIS,
     MAX_LINE_BYTES,
@@ -38,6 +38,7 @@ from borg_pull.audit import (
     timestamp,
 )
 from borg_pull.errors import ConfigurationError, RequestError, printable
+from borg_pull.record import Record
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,8 +57,7 @@ EXIT_TAMPERED = 1
 # Reading
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
+class Line(Record):
     """One line of a log file."""
 
     file: str
@@ -73,8 +73,7 @@ class Line:
     """None when the line is no record."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
+class Source(Record):
     """One open log file, and how much of it to read."""
 
     name: str
@@ -173,8 +172,7 @@ def rotated_set(path: str) -> list[str]:
 # The chain
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(Record):
     """Lines of one file that follow one another without a fault; or one line that is no record."""
 
     file: str
@@ -197,8 +195,7 @@ class Run:
         return f"{self.file}:{self.last_line}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
+class Finding(Record):
     """One thing verifying found."""
 
     kind: str
@@ -221,8 +218,7 @@ class Finding:
         return printable(f"{place}: {self.kind}: {self.message}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sidecar:
+class Sidecar(Record):
     """What stands beside the log."""
 
     path: str
@@ -231,8 +227,7 @@ class Sidecar:
     """Why there is no head: missing, damaged, unreadable."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verdict(Record):
     """What verifying found, and the end of the chain to note down elsewhere."""
 
     files: list[str]
@@ -241,16 +236,18 @@ class Verdict:
     last_seq: int | None
     head: str | None
     """Hash of the last record of the chain; None when there is none."""
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Finding]
 
     def intact(self) -> bool:
         return not any(finding.tampering for finding in self.findings)
 
 
-@dataclass
 class _Tally:
-    records: int = 0
-    expected: Line | None = None
+    """What is counted and looked for while lines go by."""
+
+    def __init__(self) -> None:
+        self.records = 0
+        self.expected: Line | None = None
 
 
 def runs_of(
@@ -802,8 +799,7 @@ def verify_files(paths: Sequence[str], *, rotated: bool, expect: str | None) -> 
 # Showing
 
 
-@dataclass(frozen=True, kw_only=True)
-class Filter:
+class Filter(Record):
     """Which records to show; empty means all."""
 
     clients: frozenset[str]
@@ -1071,15 +1067,22 @@ def audit() -> None:
     """Read the audit log, and verify that nobody altered it."""
 
 
+_CONFIG_OPTION = click.option(
+    "--config", metavar="CONFIG", type=click.Path(), help="The log of this whitelist, not FILE."
+)
+
+
 @audit.command()
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(), required=False)
+@_CONFIG_OPTION
 @click.option("--client", "clients", multiple=True, help="Only this client (repeatable).")
 @click.option("--event", "events", multiple=True, help="Only this event (repeatable).")
 @click.option("--since", help="Only from this time on: RFC 3339, or 30m, 2h, 7d, 4w ago.")
 @click.option("--json", "as_json", is_flag=True, help="The raw records, one a line.")
 @click.option("--follow", "following", is_flag=True, help="Wait for more; survives rotation.")
 def show(
-    file: str,
+    file: str | None,
+    config: str | None,
     clients: tuple[str, ...],
     events: tuple[str, ...],
     since: str | None,
@@ -1092,6 +1095,7 @@ def show(
         events=frozenset(events),
         since="" if since is None else since_of(since, time.time()),
     )
+    (file,) = _named((() if file is None else (file,)), config)
     with _quiet_end(), contextlib.ExitStack() as stack:
         if following:
             lines = follow(file)
@@ -1104,6 +1108,13 @@ def show(
         put = print_json if as_json else row_printer()
         for line in chosen:
             put(line)
+
+
+def _named(files: tuple[str, ...], config: str | None) -> tuple[str, ...]:
+    """The log files to read. Raises RequestError unless exactly one way names them."""
+    if bool(files) == (config is not None):
+        raise RequestError("the log is not named, or twice", "give FILE, or --config CONFIG")
+    return files if config is None else (audit_file(config),)
 
 
 @contextlib.contextmanager
@@ -1120,7 +1131,8 @@ def _quiet_end() -> Iterator[None]:
 
 
 @audit.command("verify")
-@click.argument("files", nargs=-1, required=True, type=click.Path())
+@click.argument("files", nargs=-1, type=click.Path())
+@_CONFIG_OPTION
 @click.option("--rotated", is_flag=True, help="Also the rotated FILE.N and FILE.N.gz.")
 @click.option("--expect-head", metavar="HASH", help="A head noted earlier must be in the chain.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -1128,6 +1140,7 @@ def _quiet_end() -> Iterator[None]:
 def verify_command(
     context: click.Context,
     files: tuple[str, ...],
+    config: str | None,
     rotated: bool,
     expect_head: str | None,
     as_json: bool,
@@ -1136,6 +1149,7 @@ def verify_command(
 
     Exit code 0: intact; 1: records were altered, removed, inserted or reordered; 78: unreadable.
     """
+    files = _named(files, config)
     if rotated and len(files) != 1:
         raise RequestError("--rotated finds the other files itself", "name the current file alone")
     if expect_head is not None and re.fullmatch("[0-9a-f]{64}", expect_head) is None:
@@ -1161,7 +1175,10 @@ def verdict_object(verdict: Verdict) -> dict[str, Any]:
         "first_seq": verdict.first_seq,
         "last_seq": verdict.last_seq,
         "head": verdict.head,
-        "findings": [vars(finding) for finding in verdict.findings],
+        "findings": [
+            {name: getattr(finding, name) for name in Finding.__slots__}
+            for finding in verdict.findings
+        ],
     }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import click
 
 from borg_pull.admin import host
+from borg_pull.admin.output import put
 from borg_pull.errors import ConfigurationError, RequestError
 from borg_pull.source.installation import main_file, program_beside
 from borg_pull.source.whitelist import ClientRules, load, public_key_blob
@@ -75,7 +76,7 @@ def authorized_keys(config: str, program: str | None, fingerprint: str | None) -
     ]
     if not any(rules.keys for rules in clients.values()):
         click.echo("borg-pull-admin: no client has keys", err=True)
-    click.echo(b"".join(line + b"\n" for line in lines), nl=False)
+    put(b"".join(line + b"\n" for line in lines))
 
 
 def _clients(config: str, trust: Trust) -> Mapping[str, ClientRules]:

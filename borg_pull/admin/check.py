@@ -17,7 +17,7 @@ from typing import Literal, TypedDict
 import click
 
 from borg_pull.admin import host
-from borg_pull.admin.output import print_lines
+from borg_pull.admin.output import print_lines, put
 from borg_pull.audit import sidecar_of
 from borg_pull.errors import ConfigurationError, printable
 from borg_pull.source.installation import client_directory, main_file, socket_wrapper
@@ -36,8 +36,6 @@ from borg_pull.trust import (
     check_program,
     read_file,
 )
-
-UNCHECKED = Trust(enforced=False, uid=0)
 
 MANY_CLIENTS = 200
 """Clients in the main file from which on every request pays noticeably for parsing all of them."""
@@ -119,7 +117,7 @@ def check(config: str, user: str | None, strict: bool, as_json: bool) -> None:
     """
     checked = check_configuration(host.absolute(config), user)
     if as_json:
-        click.echo(json.dumps(checked.report()))
+        put(json.dumps(checked.report()) + "\n")
     else:
         print_lines(_lines(checked))
     errors, warnings = (len(checked.of(severity)) for severity in ("error", "warning"))
@@ -168,7 +166,7 @@ def check_configuration(config: str, user: str | None) -> Checked:
     main = _main_file(checked)
     if main is None:
         return checked
-    found = host.client_files(config, UNCHECKED)
+    found = host.client_files(config, host.UNCHECKED)
     checked.files = [main.name, *(file.name for file in found.files.values())]
     for path, error in found.unusable:
         checked.findings.append(_whole_file("error", "unreadable", path, error.line()))
@@ -205,7 +203,7 @@ def check_configuration(config: str, user: str | None) -> Checked:
 
 def _main_file(checked: Checked) -> SourceFile | None:
     try:
-        return main_file(checked.config, UNCHECKED)
+        return main_file(checked.config, host.UNCHECKED)
     except ConfigurationError as error:
         message = error.line().removeprefix(f"{checked.config} ")
         checked.findings.append(_whole_file("error", "unreadable", checked.config, message))
@@ -296,6 +294,7 @@ class _HostView:
         self._notes = notes
         self._settings = settings
         self._account = account
+        self._told: set[str] = set()
 
     def look(self, files: Iterable[SourceFile], clients: Mapping[str, ClientRules]) -> None:
         """Look at everything but the paths to back up."""
@@ -374,7 +373,9 @@ class _HostView:
         message = self._refusal(
             lambda trust: read_file(file.name, trust, limit=size, own=False, secret=False)
         )
-        if message is not None:
+        # One directory above them spoils all files; that is told once.
+        if message is not None and message not in self._told:
+            self._told.add(message)
             self._notes.add_whole("configuration-file", file.name, message)
 
     def _look_at_directory(self, code: str, key: str, path: str) -> bool:
@@ -539,18 +540,16 @@ def _object(finding: Finding) -> FindingObject:
 _STYLES = {"error": "red", "warning": "yellow"}
 
 
-def _lines(checked: Checked) -> Iterator[list[tuple[str, str]]]:
+def _lines(checked: Checked) -> Iterator[tuple[tuple[str, str], ...]]:
     for finding in checked.findings:
-        yield [(finding.text(), _STYLES[finding.severity])]
+        yield ((finding.text(), _STYLES[finding.severity]),)
     if not checked.of("error"):
         warnings = len(checked.of("warning"))
-        yield [
-            (
-                f"{printable(checked.config)}: sound: {_count(len(checked.clients), 'client')} in "
-                f"{_count(len(checked.files), 'file')}, {_count(warnings, 'warning')}",
-                "green" if not warnings else "",
-            )
-        ]
+        text = (
+            f"{printable(checked.config)}: sound: {_count(len(checked.clients), 'client')} in "
+            f"{_count(len(checked.files), 'file')}, {_count(warnings, 'warning')}"
+        )
+        yield ((text, "" if warnings else "green"),)
 
 
 def _count(number: int, what: str) -> str:

@@ -15,7 +15,7 @@ from typing import Literal, TypedDict
 import click
 
 from borg_pull.admin import host
-from borg_pull.admin.output import print_lines
+from borg_pull.admin.output import print_lines, put
 from borg_pull.digest import sha256
 from borg_pull.errors import (
     BorgPullError,
@@ -137,7 +137,7 @@ def explain(context: click.Context, config: str, client: str, request: str, as_j
     """
     report = explanation(host.absolute(config), client, request)
     if as_json:
-        click.echo(json.dumps(report))
+        put(json.dumps(report) + "\n")
     else:
         print_lines(_lines(report))
     context.exit(report["exit"])
@@ -317,26 +317,33 @@ def _file_access(allowed: Allowed, client: str, settings: Settings) -> dict[str,
 # For people
 
 
-def _lines(report: Report) -> Iterator[list[tuple[str, str]]]:
+def _lines(report: Report) -> Iterator[tuple[tuple[str, str], ...]]:
     style = "green" if report["verdict"] == "allowed" else "red"
     outcome = "" if report["exit"] == 0 else f", exit {report['exit']}"
-    yield [_label("verdict"), (f"{report['verdict']}{outcome}", f"bold {style}")]
+    yield _labelled("verdict", f"{report['verdict']}{outcome}", f"bold {style}")
     for label in ("reason", "hint"):
         text = report[label]
         if text is not None:
-            yield [_label(label), (printable(text), "")]
+            yield _labelled(label, text)
     for rule in report["rules"]:
-        yield [_label("rule"), (_rule_text(rule), "")]
+        yield _labelled("rule", _rule_text(rule))
     if report["run"] is not None:
         for label, text in _run_lines(report["run"]):
-            yield [_label(label), (printable(text), "yellow" if label == "but now" else "")]
+            yield _labelled(label, text, "yellow" if label == _BUT_NOW else "")
+
+
+_BUT_NOW = "but now"
+
+
+def _labelled(label: str, text: str, style: str = "") -> tuple[tuple[str, str], ...]:
+    return ((f"{label:<12}", "dim"), (printable(text), style))
 
 
 def _run_lines(run: Run) -> Iterator[tuple[str, str]]:
     for grant in run["paths"]:
         yield "path", f"{_path_text(grant['path'])}  by {_rule_text(grant['rule'])}"
         if grant["obstacle"] is not None:
-            yield "but now", f"{_path_text(grant['path'])} {grant['obstacle']}"
+            yield _BUT_NOW, f"{_path_text(grant['path'])} {grant['obstacle']}"
     yield "runs", shlex.join(run["argv"])
     for name, value in sorted(run["environment"].items()):
         yield "environment", f"{name}={value}"
@@ -369,8 +376,4 @@ def _rule_text(rule: Rule) -> str:
         return f"{rule['rule']} (built in)"
     place = rule["file"] if rule["line"] is None else f"{rule['file']}:{rule['line']}"
     default = " (default)" if rule["origin"] == "default" else ""
-    return printable(f"{rule['rule']}{default} at {place}")
-
-
-def _label(name: str) -> tuple[str, str]:
-    return f"{name:<12}", "dim"
+    return f"{rule['rule']}{default} at {place}"

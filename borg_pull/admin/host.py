@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from borg_pull.errors import BorgPullError, ConfigurationError, RequestError
 from borg_pull.linux.capabilities import DAC_READ_SEARCH
 from borg_pull.linux.paths import open_without_links
-from borg_pull.source.installation import client_directory, client_file
-from borg_pull.source.whitelist import SourceFile
+from borg_pull.source.installation import client_directory, client_file, main_file
+from borg_pull.source.whitelist import SourceFile, load_settings
 from borg_pull.trust import Trust
+
+UNCHECKED = Trust(enforced=False, uid=0)
+"""For reading alone: nothing that is read is acted upon with any privilege."""
 
 CLIENT_FILE_SUFFIX = ".toml"
 
@@ -23,6 +26,14 @@ CLIENT_FILE_SUFFIX = ".toml"
 def absolute(config: str) -> str:
     """The configuration's path as the forced command is to be given it."""
     return config if config.startswith("/") else os.path.abspath(config)
+
+
+def audit_file(config: str) -> str:
+    """The audit log of the whitelist at ``config``. Raises ConfigurationError."""
+    settings = load_settings(main_file(absolute(config), UNCHECKED))
+    if settings is None:
+        raise ConfigurationError(f"{config} is wrong", "see borg-pull-admin check")
+    return settings.audit.file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from borg_pull.admin.audit import audit
 from borg_pull.admin.authorized_keys import authorized_keys
 from borg_pull.admin.check import check
 from borg_pull.admin.explain import explain
+from borg_pull.admin.output import abandon_output
 from borg_pull.errors import BorgPullError, InternalError, RequestError, SystemRefusedError
 
 PROGRAM = "borg-pull-admin"
@@ -56,7 +57,6 @@ def _run() -> int:
     """Run the command line. Raises BorgPullError for everything that can go wrong."""
     try:
         code = cli.main(prog_name=PROGRAM, standalone_mode=False)
-        sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return RequestError.exit_code
@@ -66,11 +66,12 @@ def _run() -> int:
         raise _usage_error(error) from error
     except BorgPullError:
         raise
-    except BrokenPipeError:
-        # The reader has seen enough. What is buffered must not fail again at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:
+        # click's way to say that nobody reads its help.
+        abandon_output()
         return 0
     except OSError as error:
+        abandon_output()
         raise SystemRefusedError(_os_message(error)) from error
     except Exception as error:
         raise InternalError(

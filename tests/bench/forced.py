@@ -50,14 +50,28 @@ def _fleet() -> dict[str, Mapping[str, object]]:
     return {f"client-{number:05}": CLIENT_RULES for number in range(FLEET)}
 
 
-def _to_exec(name: str, found: Mapping[str, Sequence[Started]]) -> Measure:
-    values = [one.to_exec for one in found[name]]
+def _measure(
+    name: str, what: str, found: Sequence[Started], value: Callable[[Started], float | None]
+) -> Measure:
+    values = [value(one) for one in found]
     assert None not in values, f"{name} did not start borg"
-    return Measure(f"{name}, to exec", "ms", [value for value in values if value is not None])
+    return Measure(f"{name}, {what}", "ms", [value for value in values if value is not None])
+
+
+def _to_exec(name: str, found: Mapping[str, Sequence[Started]]) -> Measure:
+    return _measure(name, "to exec", found[name], lambda one: one.to_exec)
 
 
 def _to_exit(name: str, found: Mapping[str, Sequence[Started]]) -> Measure:
-    return Measure(f"{name}, to exit", "ms", [one.to_exit for one in found[name]])
+    return _measure(name, "to exit", found[name], lambda one: one.to_exit)
+
+
+def _cpu_to_exec(name: str, found: Mapping[str, Sequence[Started]]) -> Measure:
+    return _measure(name, "processor time to exec", found[name], lambda one: one.cpu_to_exec)
+
+
+def _cpu_to_exit(name: str, found: Mapping[str, Sequence[Started]]) -> Measure:
+    return _measure(name, "processor time to exit", found[name], lambda one: one.cpu_to_exit)
 
 
 class _Programs:
@@ -111,18 +125,26 @@ def overhead(workplace: Workplace, repeats: int, peer: Path | None) -> Section:
     found = interleaved(runners, repeats)
     section = Section("a", "forced command: start to exec of a no-op borg")
     reference = _to_exit(bare, found)
-    section.measures.append(reference)
+    cpu_reference = _cpu_to_exit(bare, found)
+    section.measures += [reference, cpu_reference]
+    aim = Aim(at_most=True, bound=2.0)
     for runner in runners[1:]:
-        aim = Aim(at_most=True, bound=2.0) if runner.name.startswith("frozen") else None
-        if runner.name.startswith("frozen") or found[runner.name][0].to_exec is not None:
+        is_ours = runner.name.startswith("frozen")
+        whole = _to_exit(runner.name, found)
+        if is_ours or found[runner.name][0].to_exec is not None:
             ours = _to_exec(runner.name, found)
             section.measures.append(ours)
-            section.ratios.append(Ratio(f"{ours.name} / {bare}", ours, reference, aim))
+            section.ratios.append(
+                Ratio(f"{ours.name} / {bare}", ours, reference, aim if is_ours else None)
+            )
         else:
             section.notes.append(f"{runner.name} never started the stand-in for borg")
-        whole = _to_exit(runner.name, found)
         section.measures.append(whole)
         section.ratios.append(Ratio(f"{whole.name} / {bare}", whole, reference, None))
+        if is_ours:
+            cpu = _cpu_to_exec(runner.name, found)
+            section.measures.append(cpu)
+            section.ratios.append(Ratio(f"{cpu.name} / {bare}", cpu, cpu_reference, None))
     if programs.capable is None:
         section.notes.append("not root: the program with its file capability is left out")
     return section

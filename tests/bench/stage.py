@@ -20,15 +20,20 @@ REQUEST = "-C lz4 create /srv/repository archive /home"
 CLIENT_RULES = {"paths": ["/", "/home", "/var/lib", "/var/www"]}
 HERE = Path(__file__).resolve().parent
 NANOSECONDS_PER_MS = 1e6
+MICROSECONDS_PER_MS = 1e3
 
 
 @dataclass(frozen=True)
 class Started:
-    """One start of a program; both figures in milliseconds from just before it was started."""
+    """One start of a program, from just before it was started; all in milliseconds."""
 
     to_exec: float | None
     """Until the stand-in for borg ran; None when it never did."""
     to_exit: float
+    cpu_to_exec: float | None
+    """Processor time of the program and the child that became the stand-in, until it ran."""
+    cpu_to_exit: float
+    """Processor time of the program and all it waited for."""
 
 
 class Stage:
@@ -117,12 +122,14 @@ class Stage:
                 check=False,
             )
         assert done.returncode == 0, f"{argv[0]}: {done.stderr}"
-        started, ended, status = map(int, done.stdout.split()[-3:])
+        started, ended, status, cpu = map(int, done.stdout.split()[-4:])
         assert status == 0, f"{argv[0]} ended with wait status {status}: {done.stderr}"
-        stamps = self._stamps()
+        at_exec = [tuple(map(int, stamp.read_text().split())) for stamp in self._stamps()]
         return Started(
-            to_exec=(int(stamps[0].read_text()) - started) / NANOSECONDS_PER_MS if stamps else None,
+            to_exec=(at_exec[0][0] - started) / NANOSECONDS_PER_MS if at_exec else None,
             to_exit=(ended - started) / NANOSECONDS_PER_MS,
+            cpu_to_exec=at_exec[0][1] / NANOSECONDS_PER_MS if at_exec else None,
+            cpu_to_exit=cpu / MICROSECONDS_PER_MS,
         )
 
     @contextlib.contextmanager

@@ -136,8 +136,9 @@ def _install_frozen(workplace: Workplace, *, capable: bool) -> Programs:
             os.chown(path, 0, 0, follow_symlinks=False)
             if not path.is_symlink():
                 path.chmod(path.stat().st_mode & ~0o022)
+    program = directory / "borg-pull-source"
+    program.chmod(0o755)
     if capable:
-        program = directory / "borg-pull-source"
         shutil.chown(program, group=workplace.group)
         program.chmod(0o750)
         done = subprocess.run(

@@ -25,6 +25,13 @@ PULL_SECONDS = 90.0
 BLOCK = 65536
 PASSPHRASE = "correct horse: battery 'staple' \"$x\" é"
 
+FIRST_RUN_WORDS = (
+    "previously unknown unencrypted repository",
+    "yes (from BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK)",
+    "The files cache can't be read. [[Errno 2] No such file or directory",
+    "Continuing without files cache",
+)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -39,6 +46,16 @@ class Result:
     def errors(self) -> str:
         """The human lines."""
         return self.stderr.decode(errors="backslashreplace")
+
+    @property
+    def complaints(self) -> str:
+        """The human lines but what borg says of a first run: the question about an unencrypted
+        repository, answered yes, and that there is no files cache yet."""
+        return "".join(
+            line
+            for line in self.errors.splitlines(keepends=True)
+            if not any(words in line for words in FIRST_RUN_WORDS)
+        )
 
 
 class Repository:
@@ -252,6 +269,7 @@ class Pull:
         server: SshServer,
         *,
         stdin: bytes | None,
+        stdin_stays_open: bool,
     ) -> None:
         self._source = source
         self._server = server
@@ -264,7 +282,14 @@ class Pull:
             env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"},
             start_new_session=True,
         )
-        self._stdin = stdin
+        if stdin is not None:
+            # A test's input fits the pipe, so this cannot block; the end of input comes at once.
+            assert self.ssh.stdin is not None
+            self.ssh.stdin.write(stdin)
+            self.ssh.stdin.flush()
+            if not stdin_stays_open:
+                self.ssh.stdin.close()
+                self.ssh.stdin = None
 
     def sessions(self) -> list[processes.Process]:
         """sshd's processes for this session, the privileged one first."""
@@ -289,7 +314,7 @@ class Pull:
     def wait(self, seconds: float = PULL_SECONDS) -> Result:
         """Its end. Raises AssertionError, with all that runs, when it does not come."""
         try:
-            stdout, stderr = self.ssh.communicate(self._stdin, timeout=seconds)
+            stdout, stderr = self.ssh.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             running = "\n".join(map(str, self._source.processes()))
             self.ssh.kill()
@@ -315,6 +340,8 @@ class Peer:
         self._server = server
         self._source = source
         self._borg = borg
+        self._templates = workplace.root / "templates" / str(borg).replace("/", "_")
+        self._templates.mkdir(parents=True, exist_ok=True)
         self._key = self.directory / "key"
         self.public_key = make_key(self._key)
         self._known_hosts = self.directory / "known_hosts"
@@ -341,17 +368,26 @@ class Peer:
         passphrase: str = PASSPHRASE,
         initialised: bool = True,
     ) -> Repository:
-        """A new repository; ``initialised=False`` leaves its making to the request."""
-        repository = Repository(
-            self.directory / name,
-            self._borg,
-            self._base,
-            encryption=encryption,
-            passphrase=passphrase,
-        )
-        if initialised:
+        """A new repository; ``initialised=False`` leaves its making to the request.
+
+        Those of one kind are copies of one, id included: making one costs half a second.
+        """
+        repository = self._repository(self.directory / name, encryption, passphrase)
+        if not initialised:
+            return repository
+        if passphrase != PASSPHRASE or encryption.startswith("keyfile"):
             repository.init()
+            return repository
+        template = self._templates / encryption
+        if not template.exists():
+            self._repository(template, encryption, passphrase).init()
+        shutil.copytree(template, repository.path)
         return repository
+
+    def _repository(self, path: Path, encryption: str, passphrase: str) -> Repository:
+        return Repository(
+            path, self._borg, self._base, encryption=encryption, passphrase=passphrase
+        )
 
     @contextlib.contextmanager
     def listening(
@@ -377,6 +413,7 @@ class Peer:
         listener: Listener | None = None,
         *,
         stdin: bytes | None = None,
+        stdin_stays_open: bool = False,
         remote_socket: Path | None = None,
         options: Sequence[str] = (),
     ) -> Pull:
@@ -396,7 +433,13 @@ class Peer:
             *("-o", "LogLevel=ERROR", *options, *forward, f"{account}@127.0.0.1", "--"),
             os.fsencode(request),
         ]
-        return Pull(command, self._source, self._server, stdin=stdin)
+        return Pull(
+            command,
+            self._source,
+            self._server,
+            stdin=stdin,
+            stdin_stays_open=stdin_stays_open,
+        )
 
     def pull(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import builds
 from .builds import Build, Programs
-from .peer import Peer, Repository
+from .peer import Peer, Repository, Result
 from .source import Source
 from .sshd import SshServer
 from .workplace import IS_ROOT, Account, Workplace
@@ -65,7 +65,7 @@ class Site:
         self.build = build
         self.borg = builds.borg(build.borg)
         self.server = installations.server(client_alive_interval)
-        self._installations = installations
+        self.installations = installations
         self.account = installations.take_account()
         self.source = Source(
             installations.workplace,
@@ -78,18 +78,28 @@ class Site:
     def peer(self, name: str = "luna", command: str | None = None) -> Peer:
         """The backup server that logs in as client ``name``; made at first use."""
         if name not in self.peers:
-            peer = Peer(self._installations.workplace, self.server, self.source, name, self.borg)
+            peer = Peer(self.installations.workplace, self.server, self.source, name, self.borg)
             peer.authorize(command)
             self.peers[name] = peer
         return self.peers[name]
 
-    def allow(self, client: str = "luna", **keys: object) -> None:
+    def allow(self, client: str = "luna", /, **keys: object) -> None:
         """Write a whitelist of this one client, which may reach unencrypted new repositories."""
         self.source.write_whitelist({client: {"allow_unknown_repository": True} | keys})
 
     def repository(self, name: str = "repository", *, encryption: str = "none") -> Repository:
         """A new repository of the backup server luna."""
         return self.peer().repository(name, encryption=encryption)
+
+    def pull(
+        self,
+        request: str | bytes,
+        repository: Repository | None = None,
+        *,
+        stdin: bytes | None = None,
+    ) -> Result:
+        """One request of luna's, served from ``repository`` when there is one."""
+        return self.peer().pull(request, repository, stdin=stdin)
 
     def close(self) -> None:
         """Wait until nothing of it runs, then remove it."""
@@ -99,4 +109,4 @@ class Site:
             for peer in self.peers.values():
                 peer.remove()
             self.source.remove()
-        self._installations.return_account(self.account)
+        self.installations.return_account(self.account)

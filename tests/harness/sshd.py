@@ -108,6 +108,8 @@ class SshServer:
             "AllowAgentForwarding no",
             "X11Forwarding no",
             "PermitTTY no",
+            # A careless admin's line: nothing of it may reach borg.
+            "AcceptEnv BORG_* LD_* PYTHON* _PYI_* TMPDIR LC_*",
             "PermitUserRC no",
             "PermitTunnel no",
             f"StreamLocalBindUnlink {'yes' if self._stream_local_bind_unlink else 'no'}",

@@ -1,0 +1,260 @@
+"""``borg-pull-admin authorized-keys``: one line a key, which sshd reads as it was meant."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from borg_pull.admin.authorized_keys import fingerprint_of, forced_command
+from borg_pull.errors import ConfigurationError
+from tests.admin_runs import RUNTIME, public_key, run, start, write
+from tests.harness.builds import SOURCE_12
+from tests.harness.fixtures import SiteMaker
+from tests.harness.peer import Peer
+from tests.harness.site import Installations, Site
+from tests.harness.sshd import SshServer, make_key
+
+OPTIONS = "restrict,port-forwarding"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    config = write(
+        tmp_path / "config.toml",
+        f"{RUNTIME}[client.luna]\nkeys = ['{public_key(1)} a comment', '{public_key(2)}']\n"
+        "[client.none]\n",
+    )
+    write(tmp_path / "clients.d/vega.toml", f"keys = ['{public_key(3)} é\"']\n")
+    return config
+
+
+def test_one_line_a_key(config: Path) -> None:
+    answer = start("authorized-keys", str(config), "--program", "/opt/p")
+    assert answer.exit == 0
+    assert answer.stderr == ""
+    assert answer.stdout.splitlines() == [
+        f'{OPTIONS},command="/opt/p {config} luna" {public_key(1)} a comment',
+        f'{OPTIONS},command="/opt/p {config} luna" {public_key(2)}',
+        f'{OPTIONS},command="/opt/p {config} vega" {public_key(3)} é"',
+    ]
+
+
+def test_the_configuration_is_named_from_the_root(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(config.parent)
+    assert f" {config} luna" in run("authorized-keys", config.name).stdout
+    assert f" {config} luna" in run("authorized-keys", f"./x/../{config.name}").stdout
+
+
+def test_only_the_key_that_is_asked_for(config: Path) -> None:
+    fingerprint = fingerprint_of(public_key(3))
+    answer = run("authorized-keys", config, "--fingerprint", fingerprint)
+    assert answer.exit == 0
+    assert [line.split()[2] for line in answer.stdout.splitlines()] == ['vega"']
+    unknown = run("authorized-keys", config, "--fingerprint", fingerprint_of(public_key(4)))
+    assert (unknown.exit, unknown.stdout, unknown.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+def test_fingerprints_are_those_of_ssh_keygen(tmp_path: Path, kind: str) -> None:
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", key], check=True)
+    public = key.with_suffix(".pub")
+    said = subprocess.run(
+        ["ssh-keygen", "-l", "-f", public], check=True, capture_output=True, text=True
+    )
+    assert fingerprint_of(public.read_text().strip()) == said.stdout.split()[1]
+    config = write(
+        tmp_path / "config.toml", f"{RUNTIME}[client.luna]\nkeys = ['{public.read_text().strip()}']"
+    )
+    assert run("authorized-keys", config).stdout.endswith(public.read_text())
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "paths = 1\n",
+        "[client.x]\npaths = ['a']\n",
+        f"[client.x]\nkeys = ['{public_key(1)}']\n",
+        "[",
+    ],
+)
+def test_with_any_fault_there_is_no_line(config: Path, fault: str) -> None:
+    config.write_text(config.read_text() + fault)
+    answer = start("authorized-keys", str(config))
+    assert (answer.exit, answer.stdout) == (78, "")
+    assert answer.stderr.startswith("borg-pull-admin: the configuration is wrong: ")
+    assert answer.stderr.count("\n") == 1
+
+
+def test_with_a_fault_in_a_clients_file_there_is_no_line(config: Path) -> None:
+    broken = write(config.parent / "clients.d/broken.toml", "x = 1\n")
+    assert start("authorized-keys", str(config)).exit == 78
+    broken.unlink()
+    broken.symlink_to(config)
+    answer = start("authorized-keys", str(config))
+    assert (answer.exit, answer.stdout) == (78, "")
+    assert "broken.toml is a symbolic link" in answer.stderr
+
+
+def test_without_keys_there_is_no_line(tmp_path: Path) -> None:
+    answer = start("authorized-keys", str(write(tmp_path / "config.toml", RUNTIME)))
+    assert (answer.exit, answer.stdout) == (0, "")
+    assert answer.stderr == "borg-pull-admin: no client has keys\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--program", "borg-pull-source"),
+        ("--fingerprint", "MD5:00"),
+        ("--fingerprint", "SHA256:short"),
+        ("--fingerprint", "SHA256:" + "A" * 43 + "\n"),
+    ],
+)
+def test_a_wrong_command_line(config: Path, arguments: tuple[str, str]) -> None:
+    answer = start("authorized-keys", str(config), *arguments)
+    assert (answer.exit, answer.stdout) == (64, "")
+    assert answer.stderr.startswith("borg-pull-admin: ")
+    assert answer.stderr.count("\n") == 1
+
+
+def sshd_reads(value: bytes) -> bytes:
+    """The value of a quoted option as sshd's opt_dequote takes it, which must end at its end."""
+    line = b'"' + value + b'"'
+    taken = b""
+    at = 1
+    while line[at : at + 1] != b'"':
+        if line[at : at + 2] == b'\\"':
+            at += 1
+        taken += line[at : at + 1]
+        at += 1
+        assert at < len(line), "the quote is never closed"
+    assert at == len(line) - 1, "the quote is closed too early"
+    return taken
+
+
+def sh_splits(command: bytes) -> list[bytes]:
+    """The words a shell makes of ``command``."""
+    said = subprocess.run(
+        ["/bin/sh", "-c", b"set -- " + command + b'; printf "%s\\0" "$@"'],
+        check=True,
+        capture_output=True,
+    )
+    return said.stdout.split(b"\0")[:-1]
+
+
+HOSTILE = [
+    "/a b",
+    "/it's",
+    '/a"b',
+    '/\\"',
+    "/a\\",
+    "/$(id)`id`$HOME",
+    "/*?[a]~",
+    "/é",
+    "/\\'\"'",
+    "/;#",
+]
+
+
+@pytest.mark.parametrize("path", HOSTILE)
+def test_odd_paths_reach_the_program_whole(path: str) -> None:
+    value = forced_command(path, f"{path}/config.toml", "luna")
+    words = [path.encode(), f"{path}/config.toml".encode(), b"luna"]
+    assert sh_splits(sshd_reads(value)) == words
+
+
+@given(st.text(st.characters(codec="utf-8", min_codepoint=32, exclude_characters="\x7f")))
+def test_any_path_reaches_the_shell_whole(path: str) -> None:
+    read = sshd_reads(forced_command(f"/{path}", "/c", "luna"))
+    # shlex is Python's own statement of what a POSIX shell makes of quotes.
+    import shlex
+
+    assert shlex.split(read.decode()) == [f"/{path}", "/c", "luna"]
+
+
+@pytest.mark.parametrize("character", ["\n", "\r", "\0", "\x1b", "\x7f"])
+def test_a_path_that_would_end_the_line_is_refused(character: str) -> None:
+    with pytest.raises(ConfigurationError):
+        forced_command("/p", f"/a{character}b", "luna")
+
+
+# With sshd itself
+
+
+@pytest.fixture
+def site(make_site: SiteMaker) -> Site:
+    return make_site(SOURCE_12, capable=False)
+
+
+def test_sshd_runs_the_program_that_was_named(installations: Installations, site: Site) -> None:
+    directory = installations.workplace.directory("k") / "a \"b\" 'c' $HOME \\"
+    directory.mkdir()
+    directory.chmod(0o755)
+    program = write(directory / "pro gram", '#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    peer = Peer(installations.workplace, site.server, site.source, "luna", site.borg)
+    config = write(
+        directory / 'con"fig.toml',
+        "runtime = { socket_dir = '/run', home = '/home' }\n"
+        f"[client.luna]\nkeys = ['{peer.public_key}']",
+    )
+    answer = run("authorized-keys", config, "--program", program)
+    site.server.authorize(site.account, answer.stdout)
+    result = peer.pull("whatever; the client asks")
+    assert result.exit == 0, result.errors
+    assert result.stdout.decode().splitlines() == [str(config), "luna"]
+    peer.remove()
+
+
+class AskingServer(SshServer):
+    """An sshd that asks this program for keys at each login."""
+
+    def __init__(self, installations: Installations, site: Site) -> None:
+        super().__init__(installations.workplace)
+        programs = site.source.programs
+        self._asking = (
+            f"AuthorizedKeysCommand {programs.admin} authorized-keys --program {programs.source} "
+            f"--fingerprint %f {site.source.configuration}\n"
+            f"AuthorizedKeysCommandUser {site.account.name}\n"
+        )
+
+    def _configuration(self, port: int) -> str:
+        return super()._configuration(port) + self._asking
+
+
+@pytest.fixture
+def asking(installations: Installations, site: Site) -> Iterator[AskingServer]:
+    server = AskingServer(installations, site)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.needs_root
+def test_sshd_asks_at_each_login(
+    installations: Installations, site: Site, asking: AskingServer, tmp_path: Path
+) -> None:
+    """In by the whitelist, out when the key is gone from it or anything in it is wrong."""
+    peer = Peer(installations.workplace, asking, site.source, "vega", site.borg)
+    other = make_key(tmp_path / "other")
+    clients = {"luna": {"keys": [other]}, "vega": {"keys": [peer.public_key]}}
+    site.source.write_whitelist(clients)
+    result = peer.pull("hello")
+    assert result.exit == 0, result.errors + asking.log.read_text()
+    assert json.loads(result.stdout)["client"] == "vega"
+    site.source.write_whitelist({"luna": {"keys": [other]}, "vega": {}})
+    assert peer.pull("hello").exit == 255
+    site.source.write_whitelist(clients | {"broken": {"path": []}})
+    assert peer.pull("hello").exit == 255
+    site.source.write_whitelist(clients)
+    assert peer.pull("hello").exit == 0, "the control: it was the whitelist that kept it out"
+    peer.remove()
