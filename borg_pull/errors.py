@@ -75,6 +75,5 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        character if character.isprintable() else ascii(character)[1:-1]
-        for character in text
+        character if character.isprintable() else ascii(character)[1:-1] for character in text
     )

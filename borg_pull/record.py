@@ -18,9 +18,7 @@ else:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=True)
 class _RecordType(type):
-    def __new__(
-        mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]
-    ) -> _RecordType:
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _RecordType:
         if bases:
             namespace["__slots__"] = tuple(namespace.get("__annotations__", ()))
         return super().__new__(mcs, name, bases, namespace)
@@ -39,9 +37,7 @@ class Record(metaclass=_RecordType):
                     raise TypeError(f"{type(self).__name__}: field {name} is missing")
                 object.__setattr__(self, name, fields.pop(name))
             if fields:
-                raise TypeError(
-                    f"{type(self).__name__}: no such field: {', '.join(fields)}"
-                )
+                raise TypeError(f"{type(self).__name__}: no such field: {', '.join(fields)}")
 
     def __setattr__(self, name: str, _value: object) -> NoReturn:
         raise AttributeError(f"{type(self).__name__}.{name} is read-only")

@@ -6,6 +6,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
     from typing import Any
 
@@ -30,8 +31,15 @@ class _DeferredPatterns:
         if name.startswith("RE_"):
             return _DeferredPattern(name)
         if name.startswith("match_to_"):
-            return lambda *arguments: getattr(_real_patterns(), name)(*arguments)
+            return _deferred_function(name)
         raise AttributeError(name)
+
+
+def _deferred_function(name: str) -> Callable[..., object]:
+    def call(*arguments: object) -> object:
+        return getattr(_real_patterns(), name)(*arguments)
+
+    return call
 
 
 class _DeferredPattern:

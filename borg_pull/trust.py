@@ -48,9 +48,7 @@ def read_file(path: str, trust: Trust, *, limit: int, own: bool, secret: bool) -
         if trust.enforced:
             _check_owner_and_mode(path, status, trust, own=own)
             if secret and status.st_mode & stat.S_IRWXO:
-                raise _unusable(
-                    path, "can be read by others", f"run chmod o-rwx {path}"
-                )
+                raise _unusable(path, "can be read by others", f"run chmod o-rwx {path}")
         content = b""
         while len(content) <= limit:
             block = os.read(descriptor, limit + 1 - len(content))
@@ -138,9 +136,7 @@ def _resolve(path: str, trust: Trust) -> str:
                 raise _unusable(current, "is a link that does not belong to root")
             if target.startswith("/"):
                 resolved = ""
-            remaining[:0] = [
-                piece for piece in target.split("/") if piece not in ("", ".")
-            ]
+            remaining[:0] = [piece for piece in target.split("/") if piece not in ("", ".")]
             continue
         if remaining and trust.enforced:
             _check_owner_and_mode(current, status, trust, own=False)
@@ -148,9 +144,7 @@ def _resolve(path: str, trust: Trust) -> str:
     return resolved or "/"
 
 
-def _check_owner_and_mode(
-    path: str, status: os.stat_result, trust: Trust, *, own: bool
-) -> None:
+def _check_owner_and_mode(path: str, status: os.stat_result, trust: Trust, *, own: bool) -> None:
     if status.st_uid != 0 and not (own and status.st_uid == trust.uid):
         owner = "root or this account" if own else "root"
         raise _unusable(path, f"belongs to uid {status.st_uid}, not to {owner}")

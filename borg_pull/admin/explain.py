@@ -78,6 +78,8 @@ class Run(TypedDict):
     """Variables whose value only the run itself has, and what they hold."""
     confinement: dict[str, bool | int | None]
     """As the ``confinement`` of an audit record, for the installed forced command."""
+    file_access: dict[str, str]
+    """What Landlock lets borg do below each path; empty when it is not in force."""
     socket: str | None
     state_directory: str
     lock: str | None
@@ -229,7 +231,8 @@ def _hello(client: str, settings: Settings, program: str) -> Run:
         argv=list(command.argv),
         environment=command.environment,
         environment_at_run_time={},
-        confinement=_confinement(program),
+        confinement=_confinement(program, settings),
+        file_access={},
         socket=None,
         state_directory=borg.state_directory(settings.runtime, client),
         lock=None,
@@ -272,7 +275,8 @@ def _run(
         argv=list(command.argv),
         environment=command.environment,
         environment_at_run_time=at_run_time,
-        confinement=_confinement(program),
+        confinement=_confinement(program, settings),
+        file_access=_file_access(allowed, client, settings),
         socket=borg.socket_path(runtime, allowed),
         state_directory=state,
         lock=f"{state}/{digest}.lock",
@@ -295,9 +299,19 @@ def _passphrase_source(rules: ClientRules) -> str | None:
     return "first line of standard input" if rules.passphrase_stdin else None
 
 
-def _confinement(program: str) -> dict[str, bool | int | None]:
+def _confinement(program: str, settings: Settings) -> dict[str, bool | int | None]:
     """That of the forced command beside this program, whatever privilege this one has."""
-    return {**confine.planned().as_fields(), "capability": host.has_capability(program)}
+    planned = confine.planned(settings.confine.landlock)
+    return {**planned.as_fields(), "capability": host.has_capability(program)}
+
+
+def _file_access(allowed: Allowed, client: str, settings: Settings) -> dict[str, str]:
+    if confine.planned(settings.confine.landlock).landlock is None:
+        return {}
+    rules = confine.allowances(allowed, client, settings)
+    # The first rule for a path is the widest for it: what is granted comes before what is listed.
+    present = [rule for rule in rules if os.path.lexists(rule.path)]
+    return {rule.path: rule.access for rule in reversed(present)}
 
 
 # For people
@@ -336,6 +350,9 @@ def _run_lines(run: Run) -> Iterator[tuple[str, str]]:
     for name, value in sorted(run["environment_at_run_time"].items()):
         yield "environment", f"{name}: {value}"
     yield "confinement", ", ".join(_confinement_words(run["confinement"]))
+    for access in dict.fromkeys(run["file_access"].values()):
+        paths = [path for path, granted in run["file_access"].items() if granted == access]
+        yield "landlock", f"{access}: {' '.join(map(_path_text, paths))}"
     yield "socket", run["socket"] or "none"
     yield "state", run["state_directory"]
     yield "lock", run["lock"] or "none"

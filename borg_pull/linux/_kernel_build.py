@@ -12,6 +12,9 @@ ffibuilder.cdef(
     int bp_ambient_is_set(int capability);
     int bp_openat2(int directory, const char *path, uint64_t flags, uint64_t resolve);
     int bp_landlock_abi(void);
+    int bp_landlock_create(uint64_t access_fs, uint64_t access_net, uint64_t scoped);
+    int bp_landlock_allow(int ruleset, uint64_t access_fs, int path_descriptor);
+    int bp_landlock_restrict(int ruleset);
     int bp_at_secure(void);
 
     #define BP_RESOLVE_NO_SYMLINKS ...
@@ -38,7 +41,26 @@ ffibuilder.set_source(
     #ifndef SYS_landlock_create_ruleset
     #define SYS_landlock_create_ruleset 444
     #endif
+    #ifndef SYS_landlock_add_rule
+    #define SYS_landlock_add_rule 445
+    #endif
+    #ifndef SYS_landlock_restrict_self
+    #define SYS_landlock_restrict_self 446
+    #endif
     #define BP_LANDLOCK_CREATE_RULESET_VERSION 1
+    #define BP_LANDLOCK_RULE_PATH_BENEATH 1
+
+    /* include/uapi/linux/landlock.h of Linux 6.12; older headers have fewer fields. A kernel
+       that knows fewer takes the larger structure as long as the rest is zero. */
+    struct bp_ruleset_attributes {
+        uint64_t handled_access_fs;
+        uint64_t handled_access_net;
+        uint64_t scoped;
+    };
+    struct bp_path_beneath_attributes {
+        uint64_t allowed_access;
+        int32_t parent_fd;
+    } __attribute__((packed));
 
     /* capset(2) version 3 takes each 64-bit set as two 32-bit halves. */
     static int bp_capget(uint64_t *effective, uint64_t *permitted, uint64_t *inheritable)
@@ -89,6 +111,26 @@ ffibuilder.set_source(
         long version = syscall(SYS_landlock_create_ruleset, NULL, 0UL,
                                BP_LANDLOCK_CREATE_RULESET_VERSION);
         return version < 0 ? -errno : (int)version;
+    }
+
+    static int bp_landlock_create(uint64_t access_fs, uint64_t access_net, uint64_t scoped)
+    {
+        struct bp_ruleset_attributes attributes = {access_fs, access_net, scoped};
+        long ruleset =
+            syscall(SYS_landlock_create_ruleset, &attributes, sizeof attributes, 0U);
+        return ruleset < 0 ? -errno : (int)ruleset;
+    }
+
+    static int bp_landlock_allow(int ruleset, uint64_t access_fs, int path_descriptor)
+    {
+        struct bp_path_beneath_attributes attributes = {access_fs, path_descriptor};
+        return syscall(SYS_landlock_add_rule, ruleset, BP_LANDLOCK_RULE_PATH_BENEATH,
+                       &attributes, 0U) != 0 ? -errno : 0;
+    }
+
+    static int bp_landlock_restrict(int ruleset)
+    {
+        return syscall(SYS_landlock_restrict_self, ruleset, 0U) != 0 ? -errno : 0;
     }
 
     static int bp_at_secure(void)

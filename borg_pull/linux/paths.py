@@ -23,9 +23,3 @@ def open_without_links(path: bytes, flags: int, directory: int = _AT_FDCWD) -> i
     if result < 0:
         raise OSError(-result, os.strerror(-result), os.fsdecode(path))
     return result
-
-
-def landlock_abi() -> int | None:
-    """The kernel's Landlock ABI level, None where it has none or has it switched off."""
-    level: int = lib.bp_landlock_abi()
-    return level if level > 0 else None

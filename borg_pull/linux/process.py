@@ -36,9 +36,7 @@ def children() -> list[int]:
     try:
         descriptor = os.open("/proc/thread-self/children", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise SystemRefusedError(
-            f"cannot list child processes: {error.strerror}"
-        ) from error
+        raise SystemRefusedError(f"cannot list child processes: {error.strerror}") from error
     try:
         return [int(word) for word in os.read(descriptor, 64 * 1024).split()]
     finally:

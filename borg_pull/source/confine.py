@@ -7,16 +7,19 @@ import os
 import stat
 
 from borg_pull.errors import NotAllowedError, SystemRefusedError
-from borg_pull.linux import capabilities, paths, process
+from borg_pull.linux import capabilities, landlock, paths, process
 from borg_pull.linux.signals import SIGKILL
 from borg_pull.record import Record
+from borg_pull.source.borg import state_directory
+from borg_pull.source.installation import socket_wrapper
 from borg_pull.source.request import quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from borg_pull.source.judge import Grant
+    from borg_pull.source.judge import Allowed, Grant
+    from borg_pull.source.whitelist import Settings
 
 
 class Root(Record):
@@ -52,13 +55,131 @@ class Confinement(Record):
         }
 
 
-def planned() -> Confinement:
-    """The confinement that `enter` will bring about."""
+def planned(landlock_mode: str) -> Confinement:
+    """The confinement that `enter` will bring about.
+
+    ``landlock_mode`` is ``required``, ``auto`` or ``off``. Raises SystemRefusedError when it is
+    required and the kernel has none.
+    """
+    level = None if landlock_mode == "off" else landlock.abi()
+    if level is None and landlock_mode == "required":
+        raise SystemRefusedError(
+            "the kernel has no Landlock, which confine.landlock requires",
+            "start it with lsm=landlock,... or use Linux 5.13 or newer",
+        )
     return Confinement(
         capability=capabilities.is_permitted(capabilities.DAC_READ_SEARCH),
         no_new_privs=True,
-        landlock=None,
+        landlock=level,
     )
+
+
+# What borg, its interpreter and a socket wrapper must load or look up wherever they run.
+_PROGRAMS = (
+    "/bin",
+    "/lib",
+    "/lib64",
+    "/usr/bin",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/local/bin",
+    "/usr/local/lib",
+)
+_LOOKED_UP = (
+    "/etc/group",
+    "/etc/host.conf",
+    "/etc/hosts",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.preload",
+    "/etc/localtime",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+    "/etc/resolv.conf",
+    "/etc/ssl/openssl.cnf",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/zero",
+    # The names of owners, where they come from a directory service.
+    "/var/lib/sss/mc",
+    "/usr/share/locale",
+    "/usr/share/zoneinfo",
+    # Debian's interpreters read their sitecustomize.py through a link to here.
+    *(f"/etc/python3.{minor}" for minor in range(9, 16)),
+)
+
+
+class Allowance(Record):
+    """One rule for the kernel."""
+
+    path: str
+    access: str
+    """A key of `_ACCESS`."""
+
+
+_ACCESS = {
+    "list": landlock.LIST,
+    "read": landlock.READ,
+    "read, execute": landlock.READ_AND_EXECUTE,
+    "read, write": landlock.READ_AND_WRITE_FILE,
+    "everything": landlock.EVERYTHING,
+}
+
+
+def allowances(allowed: Allowed, client: str, settings: Settings) -> list[Allowance]:
+    """What borg and all it starts may do with files, each path with all below it.
+
+    Contents can be read below the granted paths, of the programs and of what they load; written
+    in the client's own state directory alone. Borg lists the directory each granted path stands
+    in, which therefore may be listed, not read.
+    """
+    granted = [grant.path for grant in allowed.grants]
+    loaded = [*_PROGRAMS, *settings.confine.also_readable]
+    for program in (settings.runtime.borg, socket_wrapper(settings)):
+        loaded += _program_places(program)
+    parents = (os.path.dirname(path.rstrip("/")) or "/" for path in granted)
+    return [
+        *(Allowance(path=path, access="read") for path in granted),
+        *(Allowance(path=path, access="list") for path in parents),
+        *(Allowance(path=path, access="read, execute") for path in loaded),
+        *(Allowance(path=path, access="read") for path in _LOOKED_UP),
+        Allowance(path="/dev/null", access="read, write"),
+        Allowance(path=state_directory(settings.runtime, client), access="everything"),
+    ]
+
+
+def ruleset(
+    confinement: Confinement, roots: Sequence[Root], rules: Sequence[Allowance]
+) -> landlock.Ruleset | None:
+    """The kernel's form of `allowances`, None where Landlock is not in force.
+
+    A root's rule is its own descriptor, so a link swapped in after it was opened changes nothing.
+    Raises SystemRefusedError.
+    """
+    if confinement.landlock is None:
+        return None
+    descriptors = {root.path: root.descriptor for root in roots}
+    made = landlock.Ruleset(confinement.landlock)
+    for rule in rules:
+        descriptor = descriptors.get(rule.path) if rule.access == "read" else None
+        if descriptor is None:
+            made.allow_path(rule.path, _ACCESS[rule.access])
+        else:
+            made.allow(descriptor, _ACCESS[rule.access])
+    return made
+
+
+def _program_places(program: str) -> list[str]:
+    """What must be readable for ``program`` to load: itself, and the tree it is installed in
+    when that can be told: the prefix of a ``bin`` directory, or a bundle with its ``_internal``."""
+    places = [program]
+    for path in (program, os.path.realpath(program)):
+        directory = os.path.dirname(path)
+        prefix, _, last = directory.rpartition("/")
+        if last == "bin" and prefix not in ("", "/usr", "/usr/local"):
+            places.append(prefix)
+        elif os.path.isdir(f"{directory}/_internal"):
+            places.append(directory)
+    return places
 
 
 def open_roots(grants: Sequence[Grant], *, refuse_empty: bool) -> list[Root]:
@@ -119,7 +240,7 @@ def _is_empty_directory(path: bytes) -> bool:
         os.close(descriptor)
 
 
-def enter(confinement: Confinement, parent: int) -> None:
+def enter(confinement: Confinement, rules: landlock.Ruleset | None, parent: int) -> None:
     """Reduce the calling process, which is about to become borg, to what it may do.
 
     ``parent`` is the pid the process was forked from. Raises SystemRefusedError.
@@ -129,6 +250,8 @@ def enter(confinement: Confinement, parent: int) -> None:
     else:
         capabilities.drop_all()
     process.set_no_new_privileges()
+    if rules is not None:
+        rules.enforce()
     # After the capabilities: the kernel forgets the signal when credentials change.
     process.set_parent_death_signal(SIGKILL)
     if os.getppid() != parent:

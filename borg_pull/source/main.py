@@ -19,17 +19,17 @@ from borg_pull.errors import (
     SystemRefusedError,
     printable,
 )
-from borg_pull.linux import capabilities, paths, process
+from borg_pull.linux import capabilities, landlock, process
 from borg_pull.linux.signals import SIG_DFL, SIGINT, signal
 from borg_pull.record import Record
-from borg_pull.source import borg, confine, peer, report, session, state, whitelist
+from borg_pull.source import borg, confine, installation, peer, report, session, state, whitelist
 from borg_pull.source.capture import output_of
-from borg_pull.source.judge import Context, Refused, judge
+from borg_pull.source.judge import Refused, judge
 from borg_pull.source.outcome import finding
 from borg_pull.source.passphrase import obtain
 from borg_pull.source.request import Request, parse
 from borg_pull.source.trail import Outcome, Trail
-from borg_pull.trust import Trust, check_directories, check_own_directory, check_program, read_file
+from borg_pull.trust import Trust, check_directories, check_own_directory, check_program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from borg_pull.source.whitelist import ClientRules, Settings, Whitelist
 
 PROGRAM = "borg-pull-source"
-MAX_MAIN_FILE = 16 * 1024 * 1024  # bytes
-MAX_CLIENT_FILE = 1024 * 1024  # bytes
 _VERSION_TIMEOUT = 60.0  # seconds; borg may have to be read from a slow disk
 
 
@@ -109,12 +107,15 @@ def _run_borg(
         roots = confine.open_roots(allowed.grants, refuse_empty=rules.refuse_empty)
         forwarded = peer.forwarded_socket(borg.socket_path(runtime, allowed))
         secret = obtain(rules, trust, borg.base_environment(runtime, client))
-        command = borg.command(allowed, client, rules, runtime, socket_wrapper(settings))
+        command = borg.command(
+            allowed, client, rules, runtime, installation.socket_wrapper(settings)
+        )
         command.environment.update(_wrap_environment(forwarded, held))
-        confinement = confine.planned()
+        confinement = confine.planned(settings.confine.landlock)
+        fence = confine.ruleset(confinement, roots, confine.allowances(allowed, client, settings))
         _record_start(trail, command, allowed, confinement)
         keep_stdout = allowed.json and allowed.verb == "create"
-        run = session.start(command, confinement, passphrase=secret, keep_stdout=keep_stdout)
+        run = session.start(command, confinement, fence, passphrase=secret, keep_stdout=keep_stdout)
         ending = run.wait()
         reported = report.take(held.report_path)
         lost = [root.path for root in roots if not root.is_in_place()]
@@ -166,32 +167,17 @@ def _trust() -> Trust:
 
 def _read_whitelist(invocation: Invocation, trust: Trust) -> Whitelist:
     """The settings and this client's rules; a fault in them is recorded if at all possible."""
-    config = invocation.config if invocation.config.startswith("/") else _absolute(invocation)
-    content = read_file(config, trust, limit=MAX_MAIN_FILE, own=False, secret=False)
-    main_file = whitelist.SourceFile(name=config, content=content)
+    config = os.path.join(os.getcwd(), invocation.config)
+    main_file = installation.main_file(config, trust)
     try:
-        return whitelist.load(
-            main_file,
-            _client_files(config, invocation.client, trust),
-            only=invocation.client,
-        )
+        own = installation.client_file(config, invocation.client, trust)
+        files = {} if own is None else {invocation.client: own}
+        return whitelist.load(main_file, files, only=invocation.client)
     except ConfigurationError as error:
         settings = whitelist.load_settings(main_file)
         if settings is not None:
             _trail(settings, invocation, trust).refused(error)
         raise
-
-
-def _absolute(invocation: Invocation) -> str:
-    return os.path.join(os.getcwd(), invocation.config)
-
-
-def _client_files(config: str, client: str, trust: Trust) -> dict[str, whitelist.SourceFile]:
-    path = f"{os.path.dirname(config)}/clients.d/{client}.toml"
-    if not os.path.lexists(path):
-        return {}
-    content = read_file(path, trust, limit=MAX_CLIENT_FILE, own=False, secret=False)
-    return {client: whitelist.SourceFile(name=path, content=content)}
 
 
 def _trail(settings: Settings, invocation: Invocation, trust: Trust) -> Trail:
@@ -217,31 +203,15 @@ def _rules_of(rules_file: Whitelist, client: str) -> ClientRules:
 
 
 def _judged(request: Request, client: str, rules: ClientRules) -> Allowed:
-    verdict = judge(request, client, rules, current_context())
+    verdict = judge(request, client, rules, installation.current_context())
     if isinstance(verdict, Refused):
         raise NotAllowedError(verdict.reason, verdict.hint)
     return verdict
 
 
-def current_context() -> Context:
-    """What placeholders stand for at this moment on this host."""
-    now = time.time()
-    return Context(
-        hostname=os.uname().nodename,
-        local_time=time.localtime(now),
-        utc_time=time.gmtime(now),
-    )
-
-
-def socket_wrapper(settings: Settings) -> str:
-    """The wrapper from the configuration, else the one beside this program."""
-    configured = settings.runtime.socket_wrapper
-    return configured or os.path.join(os.path.dirname(sys.executable), "borg-pull-socket-wrap")
-
-
 def _check_runtime(settings: Settings, trust: Trust) -> None:
     check_program(settings.runtime.borg, trust)
-    check_program(socket_wrapper(settings), trust)
+    check_program(installation.socket_wrapper(settings), trust)
     check_own_directory(settings.runtime.socket_dir.rstrip("/") or "/", trust)
 
 
@@ -346,7 +316,7 @@ def _answer_hello(
     runtime = settings.runtime
     check_program(runtime.borg, trust)
     command = borg.version_command(runtime, client)
-    confinement = confine.planned()
+    confinement = confine.planned(settings.confine.landlock)
     started = time.monotonic()
     trail.start(command.argv, None, None, (), confinement.as_fields())
     version = output_of(command.argv, command.environment, timeout=_VERSION_TIMEOUT, limit=1024)
@@ -377,7 +347,7 @@ def _answer_hello(
         "passphrase_stdin": rules.passphrase_stdin,
         "confinement": {
             **confinement.as_fields(),
-            "landlock_abi": paths.landlock_abi(),
+            "landlock_abi": landlock.abi(),
         },
     }
     _write(1, encode(answer))

@@ -27,6 +27,7 @@ from borg_pull.source.relay import Relay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from borg_pull.linux.landlock import Ruleset
     from borg_pull.source.borg import BorgCommand
     from borg_pull.source.confine import Confinement
 
@@ -177,6 +178,7 @@ class Run:
 def start(
     command: BorgCommand,
     confinement: Confinement,
+    rules: Ruleset | None,
     *,
     passphrase: bytes | None,
     keep_stdout: bool,
@@ -206,6 +208,7 @@ def start(
             command.argv,
             environment,
             confinement,
+            rules,
             parent,
             streams,
             secret,
@@ -231,6 +234,7 @@ def _become(
     argv: tuple[str, ...],
     environment: dict[str, str],
     confinement: Confinement,
+    rules: Ruleset | None,
     parent: int,
     streams: dict[int, int],
     secret: int | None,
@@ -245,10 +249,10 @@ def _become(
             os.dup2(writer, target)
         if secret is not None:
             os.set_inheritable(secret, True)
-        _close_all_but({fault_writer, secret})
+        _close_all_but({fault_writer, secret, None if rules is None else rules.descriptor})
         for number in (*_ENDING_SIGNALS, SIGPIPE, SIGXFSZ):
             signal(number, SIG_DFL)
-        confine.enter(confinement, parent)
+        confine.enter(confinement, rules, parent)
         os.execve(argv[0], [os.fsencode(word) for word in argv], environment)
     except SystemRefusedError as error:
         os.write(fault_writer, error.line().encode())

@@ -78,6 +78,13 @@ class AuditSettings(Record):
     sync: bool
 
 
+class ConfineSettings(Record):
+    """``[confine]``; what the kernel is asked to enforce."""
+
+    landlock: str
+    also_readable: tuple[str, ...]
+
+
 class ClientRules(Record):
     """What one client may do."""
 
@@ -104,6 +111,7 @@ class Settings(Record):
 
     runtime: Runtime
     audit: AuditSettings
+    confine: ConfineSettings
 
 
 class Whitelist(Record):
@@ -311,6 +319,30 @@ AUDIT_KEYS = (
     ),
 )
 
+LANDLOCK_MODES = ("required", "auto", "off")
+
+
+CONFINE_KEYS = (
+    Key(
+        name="landlock",
+        kind="string",
+        faults=_string("a string", _one_of(LANDLOCK_MODES)),
+        default="auto",
+        default_text='`"auto"`',
+        doc="Whether the kernel confines borg to the paths asked for: `required` runs nothing "
+        "where it cannot, `auto` runs and says so in the audit record, `off` does not ask.",
+    ),
+    Key(
+        name="also_readable",
+        kind=_PATHS,
+        faults=_each("absolute paths", path_fault),
+        default=(),
+        default_text="`[]`",
+        doc="Further files and directories that borg or the socket wrapper must load, for "
+        "programs installed outside the usual places.",
+    ),
+)
+
 CLIENT_KEYS = (
     Key(
         name="paths",
@@ -454,7 +486,11 @@ CLIENT_KEYS = (
     ),
 )
 
-_TABLES: dict[str, tuple[Key, ...]] = {"runtime": RUNTIME_KEYS, "audit": AUDIT_KEYS}
+_TABLES: dict[str, tuple[Key, ...]] = {
+    "runtime": RUNTIME_KEYS,
+    "audit": AUDIT_KEYS,
+    "confine": CONFINE_KEYS,
+}
 _CLIENTS = "client"
 
 
@@ -660,13 +696,17 @@ def _settings(check: _Check, document: dict[str, object]) -> Settings | None:
             check.fault(name, _unknown(name, value, "", known))
     runtime = check.values(document.get("runtime", {}), RUNTIME_KEYS, "runtime")
     audit = check.values(document.get("audit", {}), AUDIT_KEYS, "audit")
-    if runtime is None or audit is None or runtime[1] or audit[1] or not sound:
+    confine = check.values(document.get("confine", {}), CONFINE_KEYS, "confine")
+    if runtime is None or audit is None or confine is None or not sound:
+        return None
+    if runtime[1] or audit[1] or confine[1]:
         return None
     if audit[0]["file"] is None:
         audit[0]["file"] = f"{str(runtime[0]['home']).rstrip('/')}/audit.jsonl"
     return Settings(
         runtime=Runtime(**runtime[0]),  # type: ignore[arg-type]
         audit=AuditSettings(**audit[0]),  # type: ignore[arg-type]
+        confine=ConfineSettings(**confine[0]),  # type: ignore[arg-type]
     )
 
 
