@@ -149,7 +149,10 @@ def _check_owner_and_mode(path: str, status: os.stat_result, trust: Trust, *, ow
         owner = "root or this account" if own else "root"
         raise _unusable(path, f"belongs to uid {status.st_uid}, not to {owner}")
     if status.st_mode & _WRITABLE_BY_OTHERS:
-        raise _unusable(path, "can be written by others", f"run chmod go-w {path}")
+        hint = f"run chmod go-w {path}"
+        if status.st_mode & stat.S_ISVTX:
+            hint = "keep what must be trusted elsewhere"
+        raise _unusable(path, "can be written by others", hint)
 
 
 def _reason(error: OSError) -> str:

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from borg_pull.source import installation
-from borg_pull.source import main as forced_command
 from tests.admin_runs import Answer, run, start, write
 from tests.harness.site import Installations
 from tests.harness.workplace import IS_ROOT, Account
@@ -371,10 +369,3 @@ def test_what_is_refused_is_refused_in_the_same_words(source: Source, request_: 
     served = source.serve(request_)
     assert served.exit == told["exit"]
     assert told["reason"] in served.stderr
-
-
-def test_the_forced_command_finds_its_surroundings_alike() -> None:
-    """The forced command has these of its own; they must not drift apart."""
-    assert forced_command.MAX_MAIN_FILE == installation.MAX_MAIN_FILE
-    assert forced_command.MAX_CLIENT_FILE == installation.MAX_CLIENT_FILE
-    assert forced_command.current_context().hostname == installation.current_context().hostname

@@ -59,7 +59,7 @@ class StandIn:
         workplace = installations.workplace
         self.account = installations.take_account()
         self.source = Source(
-            workplace, self.account, Programs(workplace.root, capable=False), borg("1.2")
+            workplace, self.account, Programs(workplace.root, capable=False, loads=()), borg("1.2")
         )
         relay = self._program("relay", RELAY.format(python=sys.executable))
         forced = self._program(

@@ -36,7 +36,7 @@ def allowed(*paths: str) -> Allowed:
         archive="a",
         grants=tuple(Grant(path=path, rule="paths[0]") for path in paths),
         options=(),
-        socket_name="luna.sock",
+        nonce=None,
         json=False,
         log_json=False,
         rule="allow[0]",

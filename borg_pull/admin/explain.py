@@ -16,7 +16,6 @@ import click
 
 from borg_pull.admin import host
 from borg_pull.admin.output import print_lines, put
-from borg_pull.digest import sha256
 from borg_pull.errors import (
     BorgPullError,
     ConfigurationError,
@@ -34,6 +33,7 @@ from borg_pull.source.installation import (
 from borg_pull.source.judge import Allowed, Refused, judge
 from borg_pull.source.positions import Positions
 from borg_pull.source.request import parse, quoted
+from borg_pull.source.state import places as state_places
 from borg_pull.source.whitelist import (
     CLIENT_KEYS,
     ClientRules,
@@ -251,12 +251,11 @@ def _run(
     runtime = settings.runtime
     command = borg.command(allowed, client, rules, runtime, socket_wrapper(settings))
     state = borg.state_directory(runtime, client)
-    # As source.state.claim names it.
-    digest = sha256(allowed.repository.rstrip("/").encode("utf-8")).hexdigest()[:16]
+    lock, report = state_places(state, allowed.repository)
     source = _passphrase_source(rules)
     at_run_time = {
         "BORG_PULL_SESSION_PROCESSES": "sshd's processes of the session",
-        "BORG_PULL_WRAP_REPORT": f"{state}/run/{digest}",
+        "BORG_PULL_WRAP_REPORT": report,
     }
     if source is not None:
         at_run_time |= {"BORG_PASSPHRASE_FD": "descriptor of a pipe with the passphrase"}
@@ -277,9 +276,9 @@ def _run(
         environment_at_run_time=at_run_time,
         confinement=_confinement(program, settings),
         file_access=_file_access(allowed, client, settings),
-        socket=borg.socket_path(runtime, allowed),
+        socket=borg.socket_path(runtime, client, allowed.nonce),
         state_directory=state,
-        lock=f"{state}/{digest}.lock",
+        lock=lock,
         passphrase_source=source,
     )
 

@@ -54,6 +54,15 @@ def start_time(pid: int) -> int | None:
     return None if fields is None else int(fields[_STAT_START_TIME])
 
 
+def open_stat(pid: int) -> int:
+    """A descriptor of /proc/PID/stat that allows no reading by itself. Raises
+    SystemRefusedError."""
+    try:
+        return os.open(f"/proc/{pid}/stat", os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise SystemRefusedError(f"process {pid} has ended: {error.strerror}") from error
+
+
 def ancestors(pid: int) -> list[tuple[int, int]]:
     """(pid, start time) of the processes above ``pid``, nearest first, without pid 1.
 

@@ -24,9 +24,10 @@ def state_directory(runtime: Runtime, client: str) -> str:
     return f"{runtime.home.rstrip('/')}/clients/{client}"
 
 
-def socket_path(runtime: Runtime, allowed: Allowed) -> str:
-    """Path of the forwarded socket."""
-    return f"{runtime.socket_dir.rstrip('/')}/{allowed.socket_name}"
+def socket_path(runtime: Runtime, client: str, nonce: str | None) -> str:
+    """Path of the forwarded socket: the client's, or with a nonce that of one run."""
+    name = client if nonce is None else f"{client}.{nonce}"
+    return f"{runtime.socket_dir.rstrip('/')}/{name}.sock"
 
 
 def command(
@@ -48,7 +49,7 @@ def command(
     environment = base_environment(runtime, client)
     environment.update(
         BORG_RSH=_shell_word(socket_wrapper),
-        BORGSOCKETWRAP_SOCKET_PATH=socket_path(runtime, allowed),
+        BORGSOCKETWRAP_SOCKET_PATH=socket_path(runtime, client, allowed.nonce),
         BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=_answer(rules.allow_unknown_repository),
         BORG_RELOCATED_REPO_ACCESS_IS_OK=_answer(rules.allow_relocated_repository),
     )

@@ -148,12 +148,16 @@ def allowances(allowed: Allowed, client: str, settings: Settings) -> list[Allowa
 
 
 def ruleset(
-    confinement: Confinement, roots: Sequence[Root], rules: Sequence[Allowance]
+    confinement: Confinement,
+    roots: Sequence[Root],
+    rules: Sequence[Allowance],
+    evidence: Sequence[int],
 ) -> landlock.Ruleset | None:
     """The kernel's form of `allowances`, None where Landlock is not in force.
 
     A root's rule is its own descriptor, so a link swapped in after it was opened changes nothing.
-    Raises SystemRefusedError.
+    ``evidence`` are descriptors of files that the socket wrap reads to verify the peer. Raises
+    SystemRefusedError.
     """
     if confinement.landlock is None:
         return None
@@ -165,6 +169,8 @@ def ruleset(
             made.allow_path(rule.path, _ACCESS[rule.access])
         else:
             made.allow(descriptor, _ACCESS[rule.access])
+    for descriptor in evidence:
+        made.allow(descriptor, landlock.READ)
     return made
 
 

@@ -40,8 +40,8 @@ class Allowed(Record):
     grants: tuple[Grant, ...]
     options: tuple[str, ...]
     """Arguments for borg behind the verb, operands excluded, each one word."""
-    socket_name: str
-    """File name of the forwarded socket inside the socket directory."""
+    nonce: str | None
+    """What sets this run's socket apart from the client's others."""
     json: bool
     log_json: bool
     rule: str
@@ -92,14 +92,13 @@ def judge(request: Request, client: str, rules: ClientRules, context: Context) -
     fault = None if archive is None else archive_fault(archive)
     if archive is not None and fault is not None:
         return Refused(reason=f"archive name {quoted(archive)} {fault}", hint=None, rule="request")
-    nonce = request.value("socket")
     return Allowed(
         verb=request.verb,
         repository=repository,
         archive=archive,
         grants=tuple(grants),
         options=_borg_options(request, rules),
-        socket_name=f"{client}.sock" if nonce is None else f"{client}.{nonce}.sock",
+        nonce=request.value("socket"),
         json=request.has("json"),
         log_json=request.has("log-json"),
         rule=f"allow[{rules.allow.index(request.verb)}]",

@@ -12,6 +12,7 @@ import time
 from borg_pull import PROTOCOL_VERSION, __version__
 from borg_pull.audit import AuditLog, Common, encode, new_session
 from borg_pull.errors import (
+    AuditError,
     BorgPullError,
     ConfigurationError,
     InternalError,
@@ -72,18 +73,20 @@ def _serve(arguments: list[str], environment: Mapping[bytes, bytes]) -> int:
     trust = _trust()
     rules_file = _read_whitelist(invocation, trust)
     trail = _trail(rules_file.settings, invocation, trust)
+    nonce: str | None = None
     try:
         rules = _rules_of(rules_file, invocation.client)
         request = parse(invocation.command)
         trail.knows(request.verb)
+        nonce = request.value("socket")
         if request.verb == "hello":
             return _answer_hello(invocation.client, rules, rules_file.settings, trust, trail)
         return _run_borg(request, invocation.client, rules, rules_file.settings, trust, trail)
-    except BorgPullError as error:
-        trail.fail(error)
-        raise
     except Exception as error:
-        fault = _internal(error)
+        fault = error if isinstance(error, BorgPullError) else _internal(error)
+        peer.remove_unless_foreign(
+            borg.socket_path(rules_file.settings.runtime, invocation.client, nonce)
+        )
         trail.fail(fault)
         raise fault from error
 
@@ -100,19 +103,20 @@ def _run_borg(
     runtime = settings.runtime
     directory = borg.state_directory(runtime, client)
     _check_runtime(settings, trust)
-    state.prepare(runtime.home.rstrip("/") or "/", directory, trust)
+    state.prepare(directory, trust)
     held = state.claim(directory, allowed.repository, _lock_note(allowed, trail))
     try:
         _record_interrupted(held, trail)
         roots = confine.open_roots(allowed.grants, refuse_empty=rules.refuse_empty)
-        forwarded = peer.forwarded_socket(borg.socket_path(runtime, allowed))
+        forwarded = peer.forwarded_socket(borg.socket_path(runtime, client, allowed.nonce))
         secret = obtain(rules, trust, borg.base_environment(runtime, client))
         command = borg.command(
             allowed, client, rules, runtime, installation.socket_wrapper(settings)
         )
         command.environment.update(_wrap_environment(forwarded, held))
         confinement = confine.planned(settings.confine.landlock)
-        fence = confine.ruleset(confinement, roots, confine.allowances(allowed, client, settings))
+        rules_of_kernel = confine.allowances(allowed, client, settings)
+        fence = confine.ruleset(confinement, roots, rules_of_kernel, forwarded.evidence)
         _record_start(trail, command, allowed, confinement)
         keep_stdout = allowed.json and allowed.verb == "create"
         run = session.start(command, confinement, fence, passphrase=secret, keep_stdout=keep_stdout)
@@ -182,7 +186,7 @@ def _read_whitelist(invocation: Invocation, trust: Trust) -> Whitelist:
 
 def _trail(settings: Settings, invocation: Invocation, trust: Trust) -> Trail:
     if trust.enforced:
-        check_directories(settings.audit.file, trust, own=True)
+        _check_audit_place(settings.audit.file, trust)
     common = Common(
         session=new_session(),
         client=invocation.client,
@@ -193,6 +197,13 @@ def _trail(settings: Settings, invocation: Invocation, trust: Trust) -> Trail:
     )
     log = AuditLog(settings.audit.file, sync=settings.audit.sync)
     return Trail(log, common, invocation.command)
+
+
+def _check_audit_place(file: str, trust: Trust) -> None:
+    try:
+        check_directories(file, trust, own=True)
+    except ConfigurationError as error:
+        raise AuditError(f"audit log {file}: {error.message}", error.hint) from error
 
 
 def _rules_of(rules_file: Whitelist, client: str) -> ClientRules:
@@ -213,6 +224,7 @@ def _check_runtime(settings: Settings, trust: Trust) -> None:
     check_program(settings.runtime.borg, trust)
     check_program(installation.socket_wrapper(settings), trust)
     check_own_directory(settings.runtime.socket_dir.rstrip("/") or "/", trust)
+    check_own_directory(settings.runtime.home.rstrip("/") or "/", trust)
 
 
 def _lock_note(allowed: Allowed, trail: Trail) -> str:
@@ -240,10 +252,12 @@ def _wrap_environment(forwarded: peer.ForwardedSocket, held: state.Claim) -> dic
 def _clean_up(
     forwarded: peer.ForwardedSocket, found: Finding, reported: report.WrapReport | None
 ) -> None:
-    """Remove the socket's file when it served this session or serves nobody; else leave it."""
+    """Remove the socket's file, unless it serves another session."""
     served = reported.connected if reported is not None else found.exit in (0, 1)
-    if served or peer.is_stale(forwarded):
+    if served:
         peer.remove_socket(forwarded)
+    else:
+        peer.remove_unless_foreign(forwarded.path)
 
 
 def _record_start(
@@ -314,7 +328,7 @@ def _answer_hello(
     client: str, rules: ClientRules, settings: Settings, trust: Trust, trail: Trail
 ) -> int:
     runtime = settings.runtime
-    check_program(runtime.borg, trust)
+    _check_runtime(settings, trust)
     command = borg.version_command(runtime, client)
     confinement = confine.planned(settings.confine.landlock)
     started = time.monotonic()

@@ -33,6 +33,10 @@ class ForwardedSocket(Record):
     """Device and inode."""
     session_processes: tuple[tuple[int, int], ...]
     """(pid, start time) of the processes above us, of which sshd's session process is one."""
+    evidence: tuple[int, ...]
+    """Descriptors of their /proc/PID/stat, from which the wrap learns the start time. Held open
+    because a confined wrap is allowed to read these very inodes, and proc makes new ones for
+    entries nobody holds."""
 
     def session_text(self) -> str:
         """The processes as the socket wrap reads them."""
@@ -100,31 +104,22 @@ def forwarded_socket(path: str) -> ForwardedSocket:
         raise SocketError(f"{path} is not a socket", f"remove it, then {forward}")
     if status.st_uid != os.getuid():
         raise SocketError(f"{path} belongs to uid {status.st_uid}", f"remove it, then {forward}")
-    processes = tuple(process.ancestors(os.getpid()))
+    processes = _session_processes()
     if not processes:
         raise SocketError(
             "cannot see the sshd process of this session",
             "mount /proc without hidepid, or with a gid= this account is in",
         )
     return ForwardedSocket(
-        path=path, identity=(status.st_dev, status.st_ino), session_processes=processes
+        path=path,
+        identity=(status.st_dev, status.st_ino),
+        session_processes=processes,
+        evidence=tuple(process.open_stat(pid) for pid, _ in processes),
     )
 
 
-def is_stale(socket: ForwardedSocket) -> bool:
-    """Whether nobody listens on the socket any more, which a refused connection tells."""
-    import _socket
-
-    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    try:
-        probe.connect(socket.path)
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
-    finally:
-        probe.close()
-    return False
+def _session_processes() -> tuple[tuple[int, int], ...]:
+    return tuple(process.ancestors(os.getpid()))
 
 
 def remove_socket(socket: ForwardedSocket) -> None:
@@ -132,10 +127,47 @@ def remove_socket(socket: ForwardedSocket) -> None:
 
     sshd leaves it behind, and the next forwarding to the same name would fail.
     """
+    _remove(socket.path, socket.identity)
+
+
+def remove_unless_foreign(path: str) -> None:
+    """Remove the socket at ``path`` if this session's sshd listens on it, or nobody.
+
+    For requests that were not served: ssh refuses to run the next one while the name is taken.
+    Asking costs the peer's listener a connection without a byte.
+    """
     try:
-        status = os.lstat(socket.path)
-        if (status.st_dev, status.st_ino) == socket.identity:
-            os.unlink(socket.path)
+        status = os.lstat(path)
+    except OSError:
+        return
+    if stat.S_ISSOCK(status.st_mode) and not _is_foreign(path):
+        _remove(path, (status.st_dev, status.st_ino))
+
+
+def _is_foreign(path: str) -> bool:
+    import _socket
+
+    from borg_pull.linux.sockets import listener_of
+
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    # A listener whose queue is full would hold a blocking connect for ever.
+    connection.setblocking(False)
+    try:
+        connection.connect(path)
+        return listener_of(connection).identity not in _session_processes()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.close()
+
+
+def _remove(path: str, identity: tuple[int, int]) -> None:
+    try:
+        status = os.lstat(path)
+        if (status.st_dev, status.st_ino) == identity:
+            os.unlink(path)
     except OSError:
         # Gone already, or the directory is not writable: the next forwarding will tell.
         return

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from borg_pull.source.confine import Confinement
 
 _MAX_DESCRIPTORS = 1 << 20  # fs.nr_open by default; the limit now may be lower than it was
+LEAVE = 2.0  # seconds borg is left to notice by itself that its peer is gone
 GRACE = 15.0  # seconds between asking borg to end and killing it
 _DRAIN = 5.0  # seconds to hand the last output to a slow peer
 _STDERR_KEPT = 16 * 1024
@@ -77,6 +78,7 @@ class Run:
         self._wakeup = wakeup
         self._started = started
         self._cause: str | None = None
+        self._ask_at: float | None = None
         self._kill_at: float | None = None
         self._give_up_at: float | None = None
 
@@ -111,7 +113,7 @@ class Run:
                 targets[relay.target] = relay.target_events()
         for target, events in targets.items():
             poll.register(target, events)
-        deadlines = [at for at in (self._kill_at, self._give_up_at) if at is not None]
+        deadlines = [at for at in (self._ask_at, self._kill_at, self._give_up_at) if at is not None]
         timeout = max(0.0, min(deadlines) - time.monotonic()) * 1000 + 1 if deadlines else None
         return dict(poll.poll(timeout))
 
@@ -137,16 +139,23 @@ class Run:
         if lost:
             for relay in self._relays:
                 relay.discard()
-            self._end("the connection closed", SIGTERM)
+            # Its own end lets borg free its locks; SIGTERM amid that would interrupt it.
+            self._end("the connection closed", SIGTERM, LEAVE)
 
-    def _end(self, cause: str, signal_number: int) -> None:
+    def _end(self, cause: str, signal_number: int, leave: float = 0.0) -> None:
         if self._cause is None:
             self._cause = cause
-            self._kill_at = time.monotonic() + GRACE
-        self._send(signal_number)
+            self._kill_at = time.monotonic() + leave + GRACE
+        if leave:
+            self._ask_at = time.monotonic() + leave
+        else:
+            self._send(signal_number)
 
     def _keep_deadlines(self) -> None:
         now = time.monotonic()
+        if self._ask_at is not None and now >= self._ask_at:
+            self._ask_at = None
+            self._send(SIGTERM)
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
             self._send(SIGKILL)

@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 _MAX_NOTE = 200  # bytes
 
 
-def prepare(home: str, state: str, trust: Trust) -> None:
-    """Create what is missing below ``home`` for the state directory ``state``.
+def prepare(state: str, trust: Trust) -> None:
+    """Create what is missing of the state directory ``state``, in a home that has been checked.
 
-    Raises ConfigurationError when ``home`` or what stands there cannot be trusted,
-    SystemRefusedError when a directory cannot be made.
+    Raises ConfigurationError when what stands there cannot be trusted, SystemRefusedError when
+    a directory cannot be made.
     """
-    check_own_directory(home, trust)
     for directory in (os.path.dirname(state), state, f"{state}/run", f"{state}/tmp"):
         try:
             os.mkdir(directory, 0o700)
@@ -50,8 +49,7 @@ def claim(state: str, repository: str, note: str) -> Claim:
     The kernel gives the lock back when the process ends, however it ends; only `release` takes
     the note away. Raises BusyError telling the note of a living holder.
     """
-    digest = sha256(repository.rstrip("/").encode("utf-8")).hexdigest()[:16]
-    path = f"{state}/{digest}.lock"
+    path, report_path = places(state, repository)
     try:
         descriptor = os.open(
             path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
@@ -62,7 +60,7 @@ def claim(state: str, repository: str, note: str) -> Claim:
         raise SystemRefusedError(f"cannot open {path}: {error.strerror}") from error
     try:
         interrupted = _lock(descriptor)
-        report_path = _new_report(f"{state}/run/{digest}")
+        _make_report(report_path)
         _write_note(descriptor, note)
     except OSError as error:
         os.close(descriptor)
@@ -105,9 +103,14 @@ def release(held: Claim) -> None:
     os.close(held.descriptor)
 
 
-def _new_report(path: str) -> str:
+def places(state: str, repository: str) -> tuple[str, str]:
+    """Paths of the lock and of the wrap's report for one repository."""
+    digest = sha256(repository.rstrip("/").encode("utf-8")).hexdigest()[:16]
+    return f"{state}/{digest}.lock", f"{state}/run/{digest}"
+
+
+def _make_report(path: str) -> None:
     # A new file each time: a wrap that outlived its run must not write into the next one's.
     if os.path.lexists(path):
         os.unlink(path)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    return path

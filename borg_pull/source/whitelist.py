@@ -431,7 +431,7 @@ CLIENT_KEYS = (
         default=None,
         default_text="none",
         doc="File whose first line is the repository passphrase. Owned by root or the account, "
-        "readable by nobody else.",
+        "not readable by others: mode 0640 with the account's group, or 0600.",
     ),
     Key(
         name="passcommand",

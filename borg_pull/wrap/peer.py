@@ -6,10 +6,10 @@ import errno
 import os
 import select
 import stat
-from _socket import AF_UNIX, SO_PEERCRED, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
 
 from borg_pull.errors import RequestError, SocketError
-from borg_pull.linux import process
+from borg_pull.linux.sockets import listener_of
 from borg_pull.record import Record
 
 TYPE_CHECKING = False
@@ -105,15 +105,13 @@ def verify(connection: socket, endpoint: Endpoint) -> None:
     The credentials are those of the process that called listen(2) and are read from the
     connection itself, so nothing done to the path can alter them. Raises SocketError.
     """
-    credentials = connection.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)
-    pid, uid, _gid = memoryview(credentials).cast("I")  # struct ucred
-    if uid not in (0, os.getuid()):
-        raise _foreign(endpoint.path, f"pid {pid} of uid {uid}")
+    listener = listener_of(connection)
+    if listener.uid not in (0, os.getuid()):
+        raise _foreign(endpoint.path, f"pid {listener.pid} of uid {listener.uid}")
     if endpoint.session_processes is None:
         return
-    identity = (pid, process.start_time(pid))
-    if identity not in endpoint.session_processes or not _is_alive(connection):
-        raise _foreign(endpoint.path, f"pid {pid}")
+    if listener.identity not in endpoint.session_processes or not _is_alive(connection):
+        raise _foreign(endpoint.path, f"pid {listener.pid}")
 
 
 def _is_alive(connection: socket) -> bool:

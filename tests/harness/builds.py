@@ -59,6 +59,8 @@ class Programs:
 
     directory: Path
     capable: bool
+    loads: tuple[Path, ...]
+    """What the wrap loads from outside the places that confined programs may read anyway."""
 
     @property
     def source(self) -> Path:
@@ -146,7 +148,7 @@ def _install_frozen(workplace: Workplace, *, capable: bool) -> Programs:
         )
         if done.returncode != 0:
             raise MissingPieceError(f"setcap failed: {done.stderr.strip()}")
-    return Programs(directory, capable=capable)
+    return Programs(directory, capable=capable, loads=())
 
 
 def _install_from_source(workplace: Workplace) -> Programs:
@@ -168,4 +170,4 @@ def _install_from_source(workplace: Workplace) -> Programs:
             "sys.exit(main())\n"
         )
         launcher.chmod(0o755)
-    return Programs(directory, capable=False)
+    return Programs(directory, capable=False, loads=(directory, Path(sys.prefix)))

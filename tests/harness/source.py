@@ -89,6 +89,7 @@ class Source:
         """Write the whitelist file: ``clients`` by name, and any further top-level tables."""
         document = {
             "runtime": self.runtime(**(runtime or {})),
+            "confine": {"also_readable": [str(path) for path in self.programs.loads]},
             **tables,
             "client": clients,
         }

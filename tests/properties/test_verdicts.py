@@ -52,7 +52,11 @@ def verdict(command: bytes, client: str, table: dict[str, Any]) -> Allowed | Ref
     again = restatement.asked(command)
     restatement.check_syntax(again)
     grants = [grant.path for grant in judged.grants]
-    restatement.check_verdict(again, client, table, judged.socket_name, grants)
+    command_line = borg.command(judged, client, rules, RUNTIME, "/usr/bin/wrap")
+    socket = command_line.environment["BORGSOCKETWRAP_SOCKET_PATH"]
+    assert socket.startswith("/run/sockets/")
+    socket_name = socket.removeprefix("/run/sockets/")
+    restatement.check_verdict(again, client, table, socket_name, grants)
     if len(again.operands) > 1:
         assert judged.archive == restatement.expanded(again.operands[1], EPOCH, HOSTNAME)
         restatement.check_archive(judged.archive)
@@ -60,13 +64,10 @@ def verdict(command: bytes, client: str, table: dict[str, Any]) -> Allowed | Ref
         assert judged.archive is None
     assert judged.verb == again.verb
     assert judged.repository == again.operands[0]
-    command_line = borg.command(judged, client, rules, RUNTIME, "/usr/bin/wrap")
     assert command_line.argv[0] == "/usr/bin/borg"
     restatement.check_command(again, client, table, judged.archive, command_line.argv)
     suffix = {"BORG_FILES_CACHE_SUFFIX"} if judged.verb == "create" else set()
     assert set(command_line.environment) == ENVIRONMENT | suffix
-    socket = command_line.environment["BORGSOCKETWRAP_SOCKET_PATH"]
-    assert socket == f"/run/sockets/{judged.socket_name}"
     assert command_line.environment["BORG_BASE_DIR"] == f"/var/lib/x/clients/{client}"
     return judged
 
