@@ -146,7 +146,7 @@ class TestFlags:
 
     def test_a_socket_of_its_own_is_always_allowed(self) -> None:
         found = allowed(f"create --socket={NONCE} /r a /h", paths=["/h"], flags=[])
-        assert found.socket_name == f"luna.{NONCE}.sock"
+        assert found.nonce == NONCE
         assert not any("socket" in option for option in found.options)
 
     def test_required_ones(self) -> None:
@@ -187,13 +187,13 @@ class TestCompressions:
             assert verdict.rule == "compressions"
 
     def test_none_asked_for(self) -> None:
-        assert allows("create /r a /h", paths=["/h"], compressions=["zstd"]).options == ()
+        assert allowed("create /r a /h", paths=["/h"], compressions=["zstd"]).options == ()
 
 
 class TestOtherVerbs:
     def test_init_needs_an_allowed_mode(self) -> None:
         table = {"allow": ["init"], "encryption": ["repokey", "keyfile"]}
-        assert allows("init -e keyfile /r", **table).options == ("--encryption=keyfile",)
+        assert allowed("init -e keyfile /r", **table).options == ("--encryption=keyfile",)
         assert refused("init -e none /r", **table).rule == "encryption"
         said = refused("init /r", **table)
         assert (said.rule, said.reason) == ("encryption", "init needs --encryption")
@@ -227,9 +227,9 @@ class TestOtherVerbs:
 
     def test_queries_answer_in_json_asked_or_not(self) -> None:
         table = {"allow": ["list", "info"]}
-        assert allows("list /r", **table).options == ("--json",)
-        assert allows("list --json /r", **table).options == ("--json",)
-        assert allows("info --log-json /r a", **table).options == ("--log-json", "--json")
+        assert allowed("list /r", **table).options == ("--json",)
+        assert allowed("list --json /r", **table).options == ("--json",)
+        assert allowed("info --log-json /r a", **table).options == ("--log-json", "--json")
 
 
 class TestOptions:
@@ -250,7 +250,7 @@ class TestOptions:
         )
 
     def test_forced_excludes_are_for_create(self) -> None:
-        assert allows("list /r", allow=["list"], excludes=["x"]).options == ("--json",)
+        assert allowed("list /r", allow=["list"], excludes=["x"]).options == ("--json",)
 
     def test_output_forms_are_told(self) -> None:
         found = allowed("create --json --log-json /r a /h", paths=["/h"])
@@ -259,7 +259,7 @@ class TestOptions:
         assert (found.json, found.log_json) == (False, False)
 
     def test_the_socket_is_the_clients(self) -> None:
-        assert allowed("create /r a /h", paths=["/h"]).socket_name == "luna.sock"
+        assert allowed("create /r a /h", paths=["/h"]).nonce is None
 
 
 class TestArchiveNames:
