@@ -26,7 +26,7 @@ NOTE = "create since 2026-11-21T00:00:00Z, pid 1, session s"
 def state(tmp_path: Path) -> Path:
     directory = tmp_path / "home/clients/luna"
     (tmp_path / "home").mkdir(mode=0o700)
-    prepare(str(tmp_path / "home"), str(directory), TRUST)
+    prepare(str(directory), TRUST)
     return directory
 
 
@@ -37,12 +37,12 @@ def held(state: Path, repository: str = "/r", note: str = NOTE) -> Claim:
 def test_what_is_missing_is_made_for_the_account_alone(state: Path) -> None:
     for directory in (state.parent, state, state / "run", state / "tmp"):
         assert directory.stat().st_mode & 0o7777 == 0o700
-    prepare(str(state.parents[1]), str(state), TRUST)
+    prepare(str(state), TRUST)
 
 
 def test_a_home_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="cannot be used: No such file"):
-        prepare(str(tmp_path / "home"), str(tmp_path / "home/clients/luna"), TRUST)
+    with pytest.raises(SystemRefusedError, match=r"cannot create .*: No such file"):
+        prepare(str(tmp_path / "home/clients/luna"), TRUST)
 
 
 @pytest.mark.parametrize("name", ["clients", "clients/luna", "clients/luna/run"])
@@ -57,7 +57,7 @@ def test_what_stands_in_the_way_is_named(tmp_path: Path, name: str, kind: str) -
         (tmp_path / "elsewhere").mkdir()
         path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigurationError, match=f"{name} is not a directory"):
-        prepare(str(home), str(home / "clients/luna"), TRUST)
+        prepare(str(home / "clients/luna"), TRUST)
 
 
 def test_one_holder_at_a_time(state: Path) -> None:
