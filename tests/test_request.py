@@ -8,6 +8,7 @@ from borg_pull.errors import RequestError
 from borg_pull.source.request import (
     MAX_ARCHIVE_NAME,
     MAX_COMMENT,
+    MAX_PATHS,
     MAX_REQUEST,
     VERBS,
     Request,
@@ -262,6 +263,12 @@ class TestLimits:
             parse(command)
         fitting = command[:MAX_REQUEST].rpartition(b" ")[0]
         assert len(parse(fitting).paths) > 300
+
+    def test_of_the_number_of_paths(self) -> None:
+        """With more, no descriptor was left to record the refusal with."""
+        paths = [f"/{number}" for number in range(MAX_PATHS + 1)]
+        assert len(parse(f"create /r a {' '.join(paths[1:])}".encode()).paths) == MAX_PATHS
+        assert "501 paths are given; the limit is 500" in refusal(f"create /r a {' '.join(paths)}")
 
     def test_of_ten_mebibytes(self) -> None:
         assert "the request has 10485760 bytes" in refusal(b"x" * 10 * 1024 * 1024)

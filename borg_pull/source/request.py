@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MAX_REQUEST = 64 * 1024  # bytes
+# Each is opened, and the usual limit is 1024 descriptors; some must be left to record the end with.
+MAX_PATHS = 500
 MAX_ARCHIVE_NAME = 200  # characters before expansion
 MAX_COMMENT = 1024  # characters
 MAX_NAME = 255  # bytes of one path component, NAME_MAX in linux/limits.h
@@ -227,6 +229,8 @@ def _build(verb: Verb, options: tuple[tuple[str, str | None], ...], operands: li
         _require("archive name", archive, archive_fault(archive))
     for path in paths:
         _require("path", path, path_fault(path))
+    if len(paths) > MAX_PATHS:
+        raise RequestError(f"{len(paths)} paths are given", f"the limit is {MAX_PATHS}")
     if len(set(paths)) != len(paths):
         raise RequestError("a path is given twice")
     return Request(
