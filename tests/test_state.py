@@ -164,10 +164,23 @@ def test_a_killed_holder_gives_the_lock_back_and_leaves_its_note(
     release(found)
 
 
+def _locks(pid: int) -> list[Path]:
+    links = [link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return [target for target in links if target.suffix == ".lock"]
+
+
 def test_the_lock_is_not_inherited(state: Path) -> None:
     first = held(state)
     child = subprocess.Popen(["/bin/sleep", "1000"], close_fds=False)
     try:
+        # The parent may go on a moment before the kernel closes what is closed on exec.
+        until(
+            lambda: (
+                Path(f"/proc/{child.pid}/comm").read_text() == "sleep\n" and not _locks(child.pid)
+            ),
+            seconds=10,
+            what="the child to be sleep and to have nothing of ours",
+        )
         release(first)
         release(held(state))
     finally:
