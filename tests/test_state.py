@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -165,8 +166,11 @@ def test_a_killed_holder_gives_the_lock_back_and_leaves_its_note(
 
 
 def _locks(pid: int) -> list[Path]:
-    links = [link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir()]
-    return [target for target in links if target.suffix == ".lock"]
+    found: list[Path] = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.append(link.readlink())
+    return [target for target in found if target.suffix == ".lock"]
 
 
 def test_the_lock_is_not_inherited(state: Path) -> None:
