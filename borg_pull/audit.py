@@ -14,17 +14,12 @@ import errno
 import fcntl
 import os
 import stat
-import sys
 import time
 from _json import encode_basestring_ascii
 
+from borg_pull.digest import sha256
 from borg_pull.errors import AuditError
 from borg_pull.record import Record
-
-if sys.version_info >= (3, 12):
-    from _sha2 import sha256
-else:
-    from _sha256 import sha256  # type: ignore[import-not-found]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -166,6 +161,14 @@ def new_session() -> str:
     raw[8] = raw[8] & 0x3F | 0x80
     digits = raw.hex()
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def is_session(text: str) -> bool:
+    """Whether ``text`` has the form of what `new_session` makes."""
+    parts = text.split("-")
+    return [len(part) for part in parts] == [8, 4, 4, 4, 12] and not "".join(parts).strip(
+        "0123456789abcdef"
+    )
 
 
 def timestamp(now: float) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hashlib import sha256
+elif sys.version_info >= (3, 12):
+    from _sha2 import sha256
 else:
-    try:
-        from _sha2 import sha256  # CPython 3.12 and later
-    except ImportError:
-        from _sha256 import sha256
+    from _sha256 import sha256
 
 __all__ = ["sha256"]

@@ -51,7 +51,8 @@ def read_file(path: str, trust: Trust, *, limit: int, own: bool, secret: bool) -
                 raise _unusable(path, "can be read by others", f"run chmod o-rwx {path}")
         content = b""
         while len(content) <= limit:
-            block = os.read(descriptor, limit + 1 - len(content))
+            # os.read makes a buffer of the size asked for; the size seen is what it needs.
+            block = os.read(descriptor, min(max(status.st_size, 4096), limit) + 1)
             if not block:
                 return content
             content += block

@@ -306,6 +306,7 @@ def test_the_environment_is_built_from_nothing(monkeypatch: pytest.MonkeyPatch) 
         "PATH": "/usr/bin:/bin",
         "HOME": "/h/clients/luna",
         "TMPDIR": "/h/clients/luna/tmp",
+        "LOGNAME": "borg-pull",
         "LC_ALL": "C.UTF-8",
         "BORG_BASE_DIR": "/h/clients/luna",
         "BORG_EXIT_CODES": "modern",

@@ -10,6 +10,7 @@ from borg_pull.source.judge import Allowed, Grant
 from borg_pull.source.outcome import Finding, finding
 from borg_pull.source.report import WrapReport
 from borg_pull.source.session import Ending
+from borg_pull.source.whitelist import CLIENT_KEYS, ClientRules
 
 
 def ending(
@@ -52,8 +53,15 @@ def found(
     report: WrapReport | None = None,
     paths: tuple[str, ...] = ("/srv",),
     lost: tuple[str, ...] = (),
+    **rules: bool,
 ) -> Finding:
-    return finding(end, report, allowed(*paths), "luna", lost)
+    return finding(end, report, allowed(*paths), "luna", rules_with(**rules), lost)
+
+
+def rules_with(**given: bool) -> ClientRules:
+    """A client's rules: the defaults, but for ``given``."""
+    defaults = {key.name: key.default for key in CLIENT_KEYS}
+    return ClientRules(**(defaults | given))  # type: ignore[arg-type]
 
 
 def test_every_exit_code_of_borg() -> None:
@@ -109,6 +117,13 @@ def test_a_question_of_borgs_names_the_key(variable: str, key: str) -> None:
     assert end.message is not None
     assert f"client.luna.{key} = true" in end.message
     assert found(ending(0, stderr=said)).message is None
+
+
+def test_a_question_answered_yes_is_not_what_failed() -> None:
+    said = b"yes (from BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK)\nLocal Exception\n"
+    end = found(ending(2, stderr=said), allow_unknown_repository=True)
+    assert end.message is None
+    assert end.error == "Local Exception"
 
 
 def plain(path: str) -> bytes:

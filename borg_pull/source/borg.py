@@ -78,6 +78,9 @@ def base_environment(runtime: Runtime, client: str) -> dict[str, str]:
         "PATH": "/usr/bin:/bin",
         "HOME": state,
         "TMPDIR": f"{state}/tmp",
+        # borg records who made an archive. Looked up only at the end of a run, the name could
+        # be out of reach: a replaced /etc/passwd is a file that no Landlock rule knows.
+        "LOGNAME": "borg-pull",
         # Without a UTF-8 locale borg cannot name files outside ASCII.
         "LC_ALL": "C.UTF-8",
         "BORG_BASE_DIR": state,

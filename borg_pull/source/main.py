@@ -10,7 +10,7 @@ import sys
 import time
 
 from borg_pull import PROTOCOL_VERSION, __version__
-from borg_pull.audit import AuditLog, Common, encode, new_session
+from borg_pull.audit import AuditLog, Common, encode, is_session, new_session
 from borg_pull.errors import (
     AuditError,
     BorgPullError,
@@ -24,11 +24,8 @@ from borg_pull.linux import capabilities, landlock, process
 from borg_pull.linux.signals import SIG_DFL, SIGINT, signal
 from borg_pull.record import Record
 from borg_pull.source import borg, confine, installation, peer, report, session, state, whitelist
-from borg_pull.source.capture import output_of
 from borg_pull.source.judge import Refused, judge
-from borg_pull.source.outcome import finding
-from borg_pull.source.passphrase import obtain
-from borg_pull.source.request import Request, parse
+from borg_pull.source.request import VERBS, Request, parse
 from borg_pull.source.trail import Outcome, Trail
 from borg_pull.trust import Trust, check_directories, check_own_directory, check_program
 
@@ -84,10 +81,12 @@ def _serve(arguments: list[str], environment: Mapping[bytes, bytes]) -> int:
         return _run_borg(request, invocation.client, rules, rules_file.settings, trust, trail)
     except Exception as error:
         fault = error if isinstance(error, BorgPullError) else _internal(error)
-        peer.remove_unless_foreign(
-            borg.socket_path(rules_file.settings.runtime, invocation.client, nonce)
-        )
-        trail.fail(fault)
+        try:
+            trail.fail(fault)
+        finally:
+            peer.remove_unless_foreign(
+                borg.socket_path(rules_file.settings.runtime, invocation.client, nonce)
+            )
         raise fault from error
 
 
@@ -109,7 +108,7 @@ def _run_borg(
         _record_interrupted(held, trail)
         roots = confine.open_roots(allowed.grants, refuse_empty=rules.refuse_empty)
         forwarded = peer.forwarded_socket(borg.socket_path(runtime, client, allowed.nonce))
-        secret = obtain(rules, trust, borg.base_environment(runtime, client))
+        secret = _passphrase(client, rules, settings, trust)
         command = borg.command(
             allowed, client, rules, runtime, installation.socket_wrapper(settings)
         )
@@ -120,10 +119,12 @@ def _run_borg(
         _record_start(trail, command, allowed, confinement)
         keep_stdout = allowed.json and allowed.verb == "create"
         run = session.start(command, confinement, fence, passphrase=secret, keep_stdout=keep_stdout)
+        from borg_pull.source.outcome import finding  # while borg starts, not before
+
         ending = run.wait()
         reported = report.take(held.report_path)
         lost = [root.path for root in roots if not root.is_in_place()]
-        found = finding(ending, reported, allowed, client, lost)
+        found = finding(ending, reported, allowed, client, rules, lost)
         _clean_up(forwarded, found, reported)
         trail.complete(_outcome(ending, found, reported))
     finally:
@@ -227,6 +228,14 @@ def _check_runtime(settings: Settings, trust: Trust) -> None:
     check_own_directory(settings.runtime.home.rstrip("/") or "/", trust)
 
 
+def _passphrase(client: str, rules: ClientRules, settings: Settings, trust: Trust) -> bytes | None:
+    if not (rules.passphrase_file or rules.passcommand or rules.passphrase_stdin):
+        return None
+    from borg_pull.source.passphrase import obtain
+
+    return obtain(rules, trust, borg.base_environment(settings.runtime, client))
+
+
 def _lock_note(allowed: Allowed, trail: Trail) -> str:
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return f"{allowed.verb} since {started}, pid {os.getpid()}, session {trail.session}"
@@ -237,8 +246,9 @@ def _record_interrupted(held: state.Claim, trail: Trail) -> None:
     if held.interrupted is None:
         return
     verb, _, rest = held.interrupted.partition(" ")
-    _, found, session_id = rest.rpartition("session ")
-    if found:
+    session_id = rest.rpartition("session ")[2]
+    # A borg that was taken over could have written the note: nothing else may pass into the log.
+    if verb in VERBS and is_session(session_id):
         trail.complete_interrupted(session_id, verb)
 
 
@@ -327,6 +337,8 @@ def _tell(found: Finding, ending: Ending, allowed: Allowed, trail: Trail) -> Non
 def _answer_hello(
     client: str, rules: ClientRules, settings: Settings, trust: Trust, trail: Trail
 ) -> int:
+    from borg_pull.source.capture import output_of
+
     runtime = settings.runtime
     _check_runtime(settings, trust)
     command = borg.version_command(runtime, client)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from borg_pull.source.judge import Allowed
     from borg_pull.source.report import WrapReport
     from borg_pull.source.session import Ending
+    from borg_pull.source.whitelist import ClientRules
 
 
 class Finding(Record):
@@ -29,7 +30,7 @@ class Finding(Record):
 
 _RESULTS = {BORG_SUCCESS: "success", BORG_WARNING: "warning"}
 
-# borg names the variable whose answer it took when it gives up for one of these.
+# borg names the variable whose answer it took, here "no".
 _QUESTIONS = (
     (
         b"BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK",
@@ -49,6 +50,7 @@ def finding(
     report: WrapReport | None,
     allowed: Allowed,
     client: str,
+    rules: ClientRules,
     lost_roots: Sequence[str],
 ) -> Finding:
     """What the run amounts to. ``lost_roots`` are paths no longer in place at the end of it."""
@@ -58,7 +60,7 @@ def finding(
         return _failed(f"borg was ended by signal {ending.signal}", result="killed")
     exit_code = ending.exit()
     if exit_code == BORG_ERROR:
-        return _borg_failed(ending, report, client)
+        return _borg_failed(ending, report, client, rules)
     lost = [*lost_roots]
     if exit_code == BORG_WARNING:
         lost += [path for path in _paths_borg_missed(ending, allowed) if path not in lost]
@@ -74,12 +76,14 @@ def _failed(message: str, result: str = "error") -> Finding:
     return Finding(exit=BORG_ERROR, result=result, error=message, message=message)
 
 
-def _borg_failed(ending: Ending, report: WrapReport | None, client: str) -> Finding:
+def _borg_failed(
+    ending: Ending, report: WrapReport | None, client: str, rules: ClientRules
+) -> Finding:
     if report is not None and report.failure is not None and not report.connected:
         code, message = report.failure
         return Finding(exit=code, result="error", error=message, message=message)
     for variable, fault, key in _QUESTIONS:
-        if variable in ending.stderr_tail:
+        if variable in ending.stderr_tail and not getattr(rules, key):
             message = f"{fault}; if that is as it should be, set client.{client}.{key} = true"
             return _failed(message)
     return Finding(

@@ -178,6 +178,7 @@ def test_environment_and_descriptors_are_exactly_these(site: Site) -> None:
         "PATH": "/usr/bin:/bin",
         "HOME": state,
         "TMPDIR": f"{state}/tmp",
+        "LOGNAME": "borg-pull",
         "LC_ALL": "C.UTF-8",
         "BORG_BASE_DIR": state,
         "BORG_EXIT_CODES": "modern",
