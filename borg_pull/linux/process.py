@@ -21,6 +21,15 @@ def set_no_new_privileges() -> None:
     _prctl_call(_prctl.PR_SET_NO_NEW_PRIVS, 1, "set no_new_privs")
 
 
+def hide_from_debuggers() -> None:
+    """Let no process of the same account trace this one, read its memory or make it dump core.
+
+    The kernel does so by itself for a program with a file capability, but forgets it when the
+    program executes itself again, as PyInstaller's does.
+    """
+    _prctl_call(_prctl.PR_SET_DUMPABLE, 0, "forbid tracing")
+
+
 def set_parent_death_signal(signal_number: int) -> None:
     """Have the kernel send ``signal_number`` when the parent thread ends."""
     _prctl_call(_prctl.PR_SET_PDEATHSIG, signal_number, "set the parent-death signal")

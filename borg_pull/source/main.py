@@ -12,7 +12,6 @@ import time
 from borg_pull import PROTOCOL_VERSION, __version__
 from borg_pull.audit import AuditLog, Common, encode, is_session, new_session
 from borg_pull.errors import (
-    AuditError,
     BorgPullError,
     ConfigurationError,
     InternalError,
@@ -139,6 +138,7 @@ def _settle_process() -> None:
         raise SystemRefusedError(
             "this program must not run as root", "give it an account of its own"
         )
+    process.hide_from_debuggers()
     capabilities.make_effective(None)
     # Until borg runs, an interrupt ends this program like any other signal: without a traceback.
     signal(SIGINT, SIG_DFL)
@@ -186,8 +186,9 @@ def _read_whitelist(invocation: Invocation, trust: Trust) -> Whitelist:
 
 
 def _trail(settings: Settings, invocation: Invocation, trust: Trust) -> Trail:
-    if trust.enforced:
-        _check_audit_place(settings.audit.file, trust)
+    # A directory that is missing is the audit log's to report, and then nothing runs either.
+    if trust.enforced and os.path.isdir(os.path.dirname(settings.audit.file)):
+        check_directories(settings.audit.file, trust, own=True)
     common = Common(
         session=new_session(),
         client=invocation.client,
@@ -198,13 +199,6 @@ def _trail(settings: Settings, invocation: Invocation, trust: Trust) -> Trail:
     )
     log = AuditLog(settings.audit.file, sync=settings.audit.sync)
     return Trail(log, common, invocation.command)
-
-
-def _check_audit_place(file: str, trust: Trust) -> None:
-    try:
-        check_directories(file, trust, own=True)
-    except ConfigurationError as error:
-        raise AuditError(f"audit log {file}: {error.message}", error.hint) from error
 
 
 def _rules_of(rules_file: Whitelist, client: str) -> ClientRules:

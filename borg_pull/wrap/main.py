@@ -71,6 +71,7 @@ def _report_outcome(report: _Report) -> int:
 
 def _serve(environment: Mapping[bytes, bytes], report: _Report) -> None:
     capabilities.drop_all()
+    process.hide_from_debuggers()
     _end_on_signals()
     _check_streams()
     report.open(environment.get(REPORT.encode()))

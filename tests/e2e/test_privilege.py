@@ -96,7 +96,10 @@ def _run_intruder(site: Site, **client: object) -> dict[str, Any]:
         )
         intruder.chmod(0o755)
         site.source.write_whitelist(
-            {"luna": {"paths": [str(secrets)], **client}}, runtime={"borg": str(intruder)}
+            {"luna": {"paths": [str(secrets)], **client}},
+            runtime={"borg": str(intruder)},
+            # What the capability alone allows; Landlock is tests/attacks/test_confinement.py's.
+            confine={"landlock": "off"},
         )
         peer = site.peer()
         with peer.listening(site.repository()) as listener:
