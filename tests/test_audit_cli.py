@@ -360,6 +360,87 @@ def test_a_torn_line_that_the_next_writer_stepped_over(log: Path) -> None:
     assert (result.intact(), result.records, result.last_seq) == (True, 11, 11)
 
 
+def cut(path: Path, count: int) -> None:
+    """What a power cut leaves of a log: its end is missing, the sidecar has it."""
+    with path.open("ab") as log:
+        log.truncate(path.stat().st_size - count)
+
+
+LAST_RECORD = 200
+"""Bytes: fewer than a record has, more than its newline."""
+
+
+@pytest.mark.parametrize("length", [2, 10, LAST_RECORD])
+def test_a_power_cut_that_tore_the_record_the_sidecar_knows(
+    run: Run, log: Path, length: int
+) -> None:
+    whole = lines(log)
+    cut(log, length)
+    result = verdict(log)
+    assert found(result) == [("torn", LOG, 9)]
+    assert result.findings[0].message.startswith("record 9, the last line, not written to its end")
+    assert (result.intact(), result.torn_at_end, result.last_seq) == (True, True, 8)
+    ran = run("verify", log)
+    assert (ran.code, ran.out.splitlines()[1:]) == (
+        0,
+        [
+            "torn at its end, intact before that: 8 records (1 to 8), files: 1",
+            f"head: {digest(whole[7])}",
+        ],
+    )
+    assert json.loads(run("verify", "--json", log).out)["torn_at_end"] is True
+
+
+@pytest.mark.parametrize("length", [2, LAST_RECORD])
+@pytest.mark.parametrize("rotates", [False, True])
+def test_a_torn_record_the_sidecar_knew_when_the_next_writer_came(
+    run: Run, log: Path, length: int, rotates: bool
+) -> None:
+    cut(log, length)
+    if rotates:
+        log.rename(f"{log}.1")
+    append(log, 2)
+    result = verdict(log, rotated=rotates)
+    assert found(result) == [("torn", f"{LOG}.1" if rotates else LOG, 9)]
+    assert result.findings[0].message.startswith("record 9, ")
+    assert (result.intact(), result.torn_at_end, result.last_seq) == (True, False, 11)
+    ran = run("verify", "--rotated", log)
+    assert (ran.code, "\nintact: 10 records (1 to 11)" in ran.out) == (0, True)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_torn_line_does_not_excuse_a_second_record_that_is_missing(
+    log: Path, goes_on: bool
+) -> None:
+    cut(log, len(lines(log)[-1]) + LAST_RECORD)
+    if goes_on:
+        append(log)
+    result = verdict(log)
+    [removed] = tampering(result)
+    assert (removed.kind, removed.message.split(" ")[:4]) == (
+        "removed",
+        ["records", "8", "to", "9"],
+    )
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_record_cut_off_whole_is_removed_not_torn(log: Path, goes_on: bool) -> None:
+    cut(log, len(lines(log)[-1]) + 1)
+    if goes_on:
+        append(log)
+    assert [finding.kind for finding in tampering(verdict(log))] == ["removed"]
+
+
+def test_torn_by_two_power_cuts_after_the_sidecar_was_written(log: Path) -> None:
+    cut(log, 10)
+    append(log)
+    cut(log, 10)
+    append(log)
+    result = verdict(log)
+    assert found(result) == [("torn", LOG, 9), ("torn", LOG, 10)]
+    assert (result.intact(), result.last_seq) == (True, 11)
+
+
 def test_torn_twice_in_a_row(log: Path) -> None:
     tear(log)
     tear(log, b'\n{"time":"2026')
@@ -586,6 +667,21 @@ def test_verify_prints_the_head_and_says_intact(run: Run, log: Path) -> None:
     assert ran.out == f"intact: 9 records (1 to 9), files: 1\nhead: {head}\n"
 
 
+@pytest.mark.parametrize(
+    ("given", "older"),
+    [(1, "8 older records were"), (8, "1 older record was"), (9, None)],
+)
+def test_verify_says_when_older_records_were_not_given(
+    run: Run, log: Path, given: int, older: str | None
+) -> None:
+    rewrite(log, lines(log)[-given:])
+    first = 10 - given
+    state = "intact" if older is None else f"intact from record {first} on; {older} not given"
+    ran = run("verify", log)
+    assert ran.code == 0
+    assert f"{state}: {given} records ({first} to 9), files: 1" in ran.out.splitlines()
+
+
 def test_verify_names_file_and_line(run: Run, log: Path) -> None:
     content = lines(log)
     content[4] = content[4].replace(b"create", b"cheats")
@@ -603,6 +699,7 @@ def test_verify_json(run: Run, rotated: Path) -> None:
     answer = json.loads(run("verify", "--rotated", "--json", rotated).out)
     assert answer == {
         "intact": True,
+        "torn_at_end": False,
         "files": [f"{rotated}.2.gz", f"{rotated}.1", str(rotated)],
         "records": 12,
         "first_seq": 1,
@@ -744,6 +841,36 @@ def test_the_table(run: Run, told: Path) -> None:
     ]  # fmt: skip
     assert complete[5] == ("create success, borg 0, exit 0, 12.2 s, sent 3.0 GiB, received 1.5 KiB")
     assert action[1:] == ["-", "action_start", "4b4d4b1e", "192.0.2.7", "action=stop timeout=5"]
+
+
+@pytest.mark.parametrize("columns", [None, "80"])
+def test_no_line_of_the_table_ends_in_blanks(run: Run, told: Path, columns: str | None) -> None:
+    if columns is None:
+        shown = run("show", told).out
+    else:
+        shown = on_a_terminal("show", told, COLUMNS=columns)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+    assert len(plain) > 4
+    assert [line for line in plain if line.endswith(" ")] == []
+    assert max(map(len, plain)) > min(map(len, plain))
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--client", "luna")])
+@pytest.mark.parametrize("content", [b"root:x:0:0\n", b"\0" * 70_000, b'{"a": 1}\n[]\n'])
+def test_a_file_that_is_no_audit_log(
+    run: Run, tmp_path: Path, options: tuple[str, ...], content: bytes
+) -> None:
+    other = tmp_path / "passwd"
+    other.write_bytes(content)
+    ran = run("show", *options, other)
+    assert (ran.code, ran.out) == (78, "")
+    assert ran.err == f"borg-pull-admin: {other} is not an audit log\n"
+
+
+def test_an_empty_log_is_one(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    ran = run("show", tmp_path / "new")
+    assert (ran.code, ran.out) == (0, "time (UTC)  client  event  session  from  what\n")
 
 
 def test_lines_that_are_no_records_are_shown_safely(run: Run, told: Path) -> None:
@@ -1019,7 +1146,7 @@ DOCUMENT = (ROOT / "docs" / "audit.md").read_text()
 
 
 def test_the_example_in_the_documentation_is_a_sound_chain(path: Path) -> None:
-    example = DOCUMENT.partition("```json\n")[2].partition("```")[0]
+    example = DOCUMENT.partition("```jsonl\n")[2].partition("```")[0]
     path.write_text(example)
     result = verdict(path)
     assert [(f.kind, f.line) for f in result.findings] == [("end", None)]

@@ -194,6 +194,10 @@ class Run(Record):
     def last_place(self) -> str:
         return f"{self.file}:{self.last_line}"
 
+    def is_torn(self) -> bool:
+        """Whether it is a line that was not written to its end, and that nothing was added to."""
+        return self.first_seq is None and not self.ended
+
 
 class Finding(Record):
     """One thing verifying found."""
@@ -237,9 +241,15 @@ class Verdict(Record):
     head: str | None
     """Hash of the last record of the chain; None when there is none."""
     findings: list[Finding]
+    torn_at_end: bool
+    """Whether the very last line was not written to its end."""
 
     def intact(self) -> bool:
         return not any(finding.tampering for finding in self.findings)
+
+    def older_records(self) -> int:
+        """How many records of the chain stand before the first one given."""
+        return 0 if self.first_seq is None else self.first_seq - 1
 
 
 class _Tally:
@@ -327,6 +337,7 @@ def verify(sources: Sequence[Source], sidecar: Sidecar, expect: str | None) -> V
         last_seq=records[-1].last_seq if records else None,
         head=records[-1].hash if records else None,
         findings=findings,
+        torn_at_end=bool(runs) and runs[-1].is_torn(),
     )
 
 
@@ -451,19 +462,35 @@ class _Walk:
 
     def _before_torn(self, torn: int, after: Run) -> int | None:
         """Step over torn lines: the writer after them is bound to the torn line itself."""
+        lines: list[int] = []
         at: int | None = torn
         while at is not None and self.runs[at].first_seq is None:
             self._seen.add(at)
-            self._torn(at)
+            lines.append(at)
             at = self._earlier(at)
-        if at is not None:
+        before = None if at is None else self.runs[at].last_seq
+        missing = 0 if before is None else cast("int", after.first_seq) - before - 1
+        if not self._lost_in_torn(lines, missing, after) and at is not None:
             self._check_numbers(self.runs[at], after)
         return at
 
-    def _torn(self, index: int) -> None:
+    def _lost_in_torn(self, lines: Sequence[int], missing: int, after: Run) -> bool:
+        """Tell of torn ``lines``; whether they are all of the ``missing`` records before ``after``.
+
+        A power cut can tear a record that the sidecar knows already: so each line may be one.
+        """
+        explained = 0 < missing <= len(lines)
+        first = cast("int", after.first_seq) - missing
+        for position, index in enumerate(sorted(lines)):
+            is_known = explained and position < missing
+            self._torn(index, first + position if is_known else None)
+        return explained
+
+    def _torn(self, index: int, seq: int | None = None) -> None:
         run = self.runs[index]
+        which = "" if seq is None else f"record {seq}, "
         end = "" if index + 1 < len(self.runs) and run.ended else "the last line, "
-        self._find("torn", run, f"{end}not written to its end (power cut or full disk)")
+        self._find("torn", run, f"{which}{end}not written to its end (power cut or full disk)")
 
     def _check_numbers(self, before: Run, after: Run) -> None:
         if before.last_seq is None or after.first_seq is None:
@@ -494,23 +521,26 @@ class _Walk:
         run = self.runs[index]
         expected = cast("int", run.first_seq) - 1
         suspects: list[int] = []
+        torn: list[int] = []
         at = self._earlier(index)
         while at is not None:
-            candidate = self.runs[at]
-            if candidate.first_seq is None and not candidate.ended:
+            if self.runs[at].is_torn():
                 self._seen.add(at)
-                self._torn(at)
+                torn.append(at)
             elif self._out_of_place(at, expected):
                 suspects.append(at)
             else:
                 break
             at = self._earlier(at)
         if at is None:
+            self._lost_in_torn(torn, 0, run)
             if not suspects:
                 self._begin(run)
             self._replaced(suspects, min(len(suspects), expected), run)
             return None
         missing = expected - cast("int", self.runs[at].last_seq)
+        if self._lost_in_torn(torn, 0 if suspects else missing, run):
+            return at
         if missing == 0 and index not in self._altered:
             self._alter(at, self._mismatch(index))
         elif missing == 0:
@@ -636,7 +666,14 @@ class _Walk:
             )
 
     def _replaced_end(self, start: int, first: int, last: int) -> None:
-        """Records the sidecar knows are not there: altered where lines stand, else removed."""
+        """Records the sidecar knows are not there: altered where lines stand, else removed.
+
+        Only one that is the torn last line itself is neither.
+        """
+        if first == last and start + 2 == len(self.runs) and self.runs[-1].is_torn():
+            self._seen.add(start + 1)
+            self._torn(start + 1, first)
+            return
         for index in range(start + 1, len(self.runs)):
             run = self.runs[index]
             if first <= last and run.ended and run.first_line == run.last_line:
@@ -950,11 +987,16 @@ def _console() -> Console:
     return console
 
 
+_LINE_END = re.compile(r"(?:\x1b\[[0-9;]*m| )+$", re.MULTILINE)
+
+
 def _put(console: Console, what: Table | Text) -> None:
     # rich would end the program by itself on a closed pipe.
     with console.capture() as capture:
         console.print(what, soft_wrap=not console.is_terminal)
-    sys.stdout.write(capture.get())
+    # It fills every line up to the longest.
+    text = _LINE_END.sub(lambda found: found[0].replace(" ", ""), capture.get())
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 
@@ -1096,7 +1138,7 @@ def show(
         if following:
             lines = follow(file)
         else:
-            lines = lines_of(Source(name=file, stream=open_log(file, stack), size=None))
+            lines = _records_and_strays(Source(name=file, stream=open_log(file, stack), size=None))
         chosen = (line for line in lines if wanted.wants(line.record))
         if not as_json and not following:
             print_table(chosen)
@@ -1104,6 +1146,18 @@ def show(
         put = print_json if as_json else row_printer()
         for line in chosen:
             put(line)
+
+
+def _records_and_strays(source: Source) -> Iterator[Line]:
+    """Every line of ``source``. Raises ConfigurationError when there are some but no record."""
+    line = None
+    for line in lines_of(source):
+        if line.record is not None:
+            break
+    else:
+        if line is not None:
+            raise ConfigurationError(f"{source.name} is not an audit log")
+    return lines_of(source)
 
 
 def _named(files: tuple[str, ...], config: str | None) -> tuple[str, ...]:
@@ -1143,7 +1197,8 @@ def verify_command(
 ) -> None:
     """Check the audit log FILES, given oldest first, as one chain.
 
-    Exit code 0: intact; 1: records were altered, removed, inserted or reordered; 78: unreadable.
+    Exit code 0: intact, or torn at its end by a power cut or a full disk; 1: records were altered,
+    removed, inserted or reordered; 78: unreadable.
     """
     files = _named(files, config)
     if rotated and len(files) != 1:
@@ -1166,6 +1221,7 @@ def verdict_object(verdict: Verdict) -> dict[str, Any]:
     """The verdict for ``--json``."""
     return {
         "intact": verdict.intact(),
+        "torn_at_end": verdict.torn_at_end,
         "files": verdict.files,
         "records": verdict.records,
         "first_seq": verdict.first_seq,
@@ -1183,7 +1239,17 @@ def verdict_lines(verdict: Verdict) -> Iterator[str]:
     for finding in verdict.findings:
         yield finding.text()
     span = "" if verdict.first_seq is None else f" ({verdict.first_seq} to {verdict.last_seq})"
-    state = "intact" if verdict.intact() else "TAMPERED WITH"
-    yield f"{state}: {verdict.records} records{span}, files: {len(verdict.files)}"
+    yield f"{_state(verdict)}: {verdict.records} records{span}, files: {len(verdict.files)}"
     if verdict.head is not None:
         yield f"head: {verdict.head}"
+
+
+def _state(verdict: Verdict) -> str:
+    if not verdict.intact():
+        return "TAMPERED WITH"
+    state = "torn at its end, intact" if verdict.torn_at_end else "intact"
+    older = verdict.older_records()
+    if older == 0:
+        return f"{state} before that" if verdict.torn_at_end else state
+    were = "1 older record was" if older == 1 else f"{older} older records were"
+    return f"{state} from record {verdict.first_seq} on; {were} not given"
