@@ -12,6 +12,8 @@ class BorgPullError(Exception):
 
     exit_code: int
     meaning: str
+    is_recorded = False
+    """Whether the audit log has it."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -46,7 +48,10 @@ class SystemRefusedError(BorgPullError):
 
 class AuditError(BorgPullError):
     exit_code = 73
-    meaning = "the audit record could not be written, so nothing was run"
+    meaning = (
+        "the audit record could not be written, so nothing was run "
+        "(or its end could not be, as the message then says)"
+    )
 
 
 class BusyError(BorgPullError):

@@ -65,12 +65,27 @@ class TestPaths:
         for path, rule in (("/", 0), ("/home", 1), ("/var/www/", 2)):
             found = allowed(f"create /r a {path}", **table)
             assert found.grants == (Grant(path=path, rule=f"paths[{rule}]"),)
-        for path in ("/home/", "/home/a", "/homes", "/hom", "/var/www", "/HOME", "/var"):
+        for path in ("/home/a", "/homes", "/hom", "/HOME", "/var"):
             said = refused(f"create /r a {path}", **table)
             assert (said.rule, said.hint) == (
                 "paths, trees",
-                "paths are compared verbatim, trees from their top",
+                "paths are compared verbatim: allowed are '/', '/home', '/var/www/'",
             )
+        for path, listed in (("/home/", "/home"), ("/var/www", "/var/www/")):
+            said = refused(f"create /r a {path}", **table)
+            assert said.hint == f"paths are compared verbatim: '{listed}' is"
+
+    def test_what_is_allowed_is_named_but_not_without_end(self) -> None:
+        some = {"paths": ["/etc"], "trees": ["/srv"]}
+        assert refused("create /r a /x", **some).hint == (
+            "paths are compared verbatim: allowed are '/etc', all below '/srv'"
+        )
+        assert refused("create /r a /x", paths=[]).hint == (
+            "paths are compared verbatim: allowed are none"
+        )
+        many = refused("create /r a /x", paths=[f"/p{number}" for number in range(50)]).hint
+        assert many is not None
+        assert many.endswith("'/p7', 42 more")
 
     def test_look_alikes_are_other_paths(self) -> None:
         table = {"paths": ["/caf\u00e9"]}

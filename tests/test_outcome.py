@@ -95,9 +95,58 @@ def test_a_wrap_that_never_connected_gives_the_code(code: int) -> None:
     assert (end.exit, end.result, end.error) == (code, "error", "what it said")
 
 
-def test_a_wrap_that_was_connected_leaves_the_word_to_borg() -> None:
-    report = wrap_report(connected=True, failure=(69, "reset"))
-    assert found(ending(2, stderr=b"Connection closed"), report).exit == 2
+def test_a_peer_that_went_in_the_middle_is_named_and_borg_too() -> None:
+    report = WrapReport(
+        connected=True, bytes_to_peer=9, bytes_from_peer=9, failure=(69, "the peer closed")
+    )
+    end = found(ending(2, stderr=b"BrokenPipeError: [Errno 32] Broken pipe\n"), report)
+    assert (end.exit, end.message) == (2, "the peer closed")
+    assert end.error == "the peer closed (borg: BrokenPipeError: [Errno 32] Broken pipe)"
+
+
+def test_a_peer_that_never_said_a_word_serves_nothing() -> None:
+    report = wrap_report(connected=True, failure=(69, "the peer closed"))
+    end = found(ending(2, stderr=b"Connection closed by remote host.\n"), report)
+    assert end.exit == 69
+    assert end.message is not None
+    assert "start the listener" in end.message
+
+
+TRACEBACK = b"""Remote Exception
+Traceback (most recent call last):
+  File "/usr/lib/python3/dist-packages/borg/remote.py", line 248, in serve
+    res = f(**args)
+OSError: [Errno 28] No space left on device
+
+Platform: Linux vm 6.1
+Borg: 1.4.5  Python: CPython 3.11.2
+PID: 12  CWD: /
+sys.argv: ['/usr/bin/borg', 'create']
+SSH_ORIGINAL_COMMAND: None
+"""
+
+
+@pytest.mark.parametrize("prefix", [b"", b"Remote: ", b"Borg server: "])
+def test_of_a_traceback_the_exception_is_recorded(prefix: bytes) -> None:
+    tail = b"".join(prefix + line for line in TRACEBACK.splitlines(keepends=True))
+    assert found(ending(2, stderr=tail)).error == "OSError: [Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        (b"Failed to create/acquire the lock /r/lock.exclusive (timeout).\n", "break-lock"),
+        (b"passphrase supplied in BORG_PASSPHRASE, by BORG_PASSCOMMAND or", "is wrong"),
+    ],
+)
+def test_what_happens_to_everybody_is_said_in_a_line(said: bytes, word: str) -> None:
+    end = found(ending(2, stderr=said))
+    assert end.exit == 2
+    assert end.message is not None
+    assert word in end.message
+
+
+def test_a_wrap_s_failure_does_not_unmake_a_success() -> None:
     # The control: a run that succeeded is not made a failure by what a wrap said.
     report = wrap_report(connected=False, failure=(69, "reset"))
     assert found(ending(0), report).exit == 0
@@ -120,10 +169,10 @@ def test_a_question_of_borgs_names_the_key(variable: str, key: str) -> None:
 
 
 def test_a_question_answered_yes_is_not_what_failed() -> None:
-    said = b"yes (from BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK)\nLocal Exception\n"
+    said = b"yes (from BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK)\nKeyError: 999\n"
     end = found(ending(2, stderr=said), allow_unknown_repository=True)
     assert end.message is None
-    assert end.error == "Local Exception"
+    assert end.error == "KeyError: 999"
 
 
 def plain(path: str) -> bytes:

@@ -66,8 +66,8 @@ def test_one_holder_at_a_time(state: Path) -> None:
     with pytest.raises(BusyError, match=r"under way \(create since .* pid 1") as caught:
         held(state)
     assert caught.value.exit_code == 75
-    release(first)
-    release(held(state))
+    release(first, ended=True)
+    release(held(state), ended=True)
 
 
 def test_a_trailing_slash_is_the_same_repository_and_another_name_is_not(state: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_trailing_slash_is_the_same_repository_and_another_name_is_not(state: 
         held(state, "/r/")
     others = [held(state, "/r2"), held(state, "/é"), held(state, "/r/2")]
     for one in (first, *others):
-        release(one)
+        release(one, ended=True)
 
 
 def test_a_holder_without_a_note_yet(state: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_holder_without_a_note_yet(state: Path) -> None:
     os.ftruncate(first.descriptor, 0)
     with pytest.raises(BusyError, match="just starting"):
         held(state)
-    release(first)
+    release(first, ended=True)
 
 
 def test_released_means_no_note_and_no_report(state: Path) -> None:
@@ -92,18 +92,18 @@ def test_released_means_no_note_and_no_report(state: Path) -> None:
     assert first.interrupted is None
     assert Path(first.report_path).stat().st_mode & 0o777 == 0o600
     assert Path(first.report_path).stat().st_size == 0
-    release(first)
+    release(first, ended=True)
     assert not Path(first.report_path).exists()
     again = held(state)
     assert again.interrupted is None
-    release(again)
+    release(again, ended=True)
 
 
 def test_released_after_the_report_was_taken(state: Path) -> None:
     first = held(state)
     Path(first.report_path).unlink()
-    release(first)
-    release(held(state))
+    release(first, ended=True)
+    release(held(state), ended=True)
 
 
 def test_the_report_is_a_new_file_each_time(state: Path) -> None:
@@ -115,13 +115,13 @@ def test_the_report_is_a_new_file_each_time(state: Path) -> None:
     os.write(old, b"late\n")
     os.close(old)
     assert Path(again.report_path).read_bytes() == b""
-    release(again)
+    release(again, ended=True)
 
 
 def test_a_planted_report_is_replaced(state: Path, tmp_path: Path) -> None:
     first = held(state)
     path = Path(first.report_path)
-    release(first)
+    release(first, ended=True)
     target = tmp_path / "target"
     target.write_text("untouched")
     path.symlink_to(target)
@@ -129,7 +129,7 @@ def test_a_planted_report_is_replaced(state: Path, tmp_path: Path) -> None:
     assert path.is_file()
     assert not path.is_symlink()
     assert target.read_text() == "untouched"
-    release(again)
+    release(again, ended=True)
 
 
 HOLDER = """
@@ -162,7 +162,7 @@ def test_a_killed_holder_gives_the_lock_back_and_leaves_its_note(
     holder.wait()
     found = held(state)
     assert found.interrupted == NOTE
-    release(found)
+    release(found, ended=True)
 
 
 def _locks(pid: int) -> list[Path]:
@@ -185,8 +185,8 @@ def test_the_lock_is_not_inherited(state: Path) -> None:
             seconds=10,
             what="the child to be sleep and to have nothing of ours",
         )
-        release(first)
-        release(held(state))
+        release(first, ended=True)
+        release(held(state), ended=True)
     finally:
         child.kill()
         child.wait()
@@ -194,7 +194,7 @@ def test_the_lock_is_not_inherited(state: Path) -> None:
 
 def test_a_lock_that_is_a_link(state: Path, tmp_path: Path) -> None:
     first = held(state)
-    release(first)
+    release(first, ended=True)
     (lock,) = state.glob("*.lock")
     lock.unlink()
     target = tmp_path / "target"
@@ -208,7 +208,7 @@ def test_a_lock_that_is_a_link(state: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["directory", "fifo"])
 def test_a_lock_that_is_no_file(state: Path, kind: str) -> None:
-    release(held(state))
+    release(held(state), ended=True)
     (lock,) = state.glob("*.lock")
     lock.unlink()
     if kind == "directory":
@@ -234,7 +234,7 @@ def test_no_room_for_the_note(state: Path) -> None:
     # The lock is free again, and that the earlier run was killed is not forgotten.
     found = held(state)
     assert found.interrupted == NOTE
-    release(found)
+    release(found, ended=True)
 
 
 def test_a_shorter_note_leaves_nothing_of_a_longer_one(state: Path) -> None:
@@ -242,13 +242,13 @@ def test_a_shorter_note_leaves_nothing_of_a_longer_one(state: Path) -> None:
     os.close(held(state, note="short").descriptor)
     found = held(state)
     assert found.interrupted == "short"
-    release(found)
+    release(found, ended=True)
 
 
 def test_a_claim_that_fails_gives_the_lock_back(state: Path) -> None:
     first = held(state)
     report = Path(first.report_path)
-    release(first)
+    release(first, ended=True)
     report.mkdir()
     with pytest.raises(SystemRefusedError, match="cannot write to"):
         held(state)

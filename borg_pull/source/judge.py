@@ -83,7 +83,7 @@ def judge(request: Request, client: str, rules: ClientRules, context: Context) -
         if rule is None:
             return Refused(
                 reason=f"path {quoted(path)} is not allowed to client {client}",
-                hint="paths are compared verbatim, trees from their top",
+                hint=_allowed_instead(path, rules),
                 rule="paths, trees",
             )
         grants.append(Grant(path=path, rule=rule))
@@ -138,6 +138,21 @@ def _granting_rule(path: str, rules: ClientRules) -> str | None:
     return None
 
 
+def _allowed_instead(path: str, rules: ClientRules) -> str:
+    """What to ask for; a client may know its own rules."""
+    for listed in rules.paths:
+        if _plain(listed) == _plain(path):
+            return f"paths are compared verbatim: {quoted(listed)} is"
+    named = [quoted(listed) for listed in rules.paths]
+    named += [f"all below {quoted(tree)}" for tree in rules.trees]
+    if len(named) > _MAX_NAMED:
+        named[_MAX_NAMED:] = [f"{len(named) - _MAX_NAMED} more"]
+    return f"paths are compared verbatim: allowed are {', '.join(named) or 'none'}"
+
+
+_MAX_NAMED = 8
+
+
 def _plain(path: str) -> str:
     return path.rstrip("/") or "/"
 
@@ -147,7 +162,7 @@ def _create_refused(request: Request, client: str, rules: ClientRules) -> Refuse
         if name != "socket" and name not in rules.flags:
             return Refused(
                 reason=f"flag --{name} is not allowed to client {client}",
-                hint=None,
+                hint=f"it would have to stand in client.{client}.flags",
                 rule="flags",
             )
     for name in rules.required_flags:

@@ -12,7 +12,9 @@ import time
 from borg_pull import PROTOCOL_VERSION, __version__
 from borg_pull.audit import AuditLog, Common, encode, is_session, new_session
 from borg_pull.errors import (
+    AuditError,
     BorgPullError,
+    BusyError,
     ConfigurationError,
     InternalError,
     NotAllowedError,
@@ -55,10 +57,10 @@ def main() -> int:
     """Serve one request; the exit code is one of ``docs/protocol.md``."""
     try:
         return _serve(sys.argv, os.environb)
-    except BorgPullError as error:
-        fault = error
     except Exception as error:  # noqa: BLE001 - a traceback would go to the peer
-        fault = _internal(error)
+        fault = _fault(error)
+    if not fault.is_recorded:
+        _tell_the_system(fault)
     _say(fault.line())
     return fault.exit_code
 
@@ -79,13 +81,15 @@ def _serve(arguments: list[str], environment: Mapping[bytes, bytes]) -> int:
             return _answer_hello(invocation.client, rules, rules_file.settings, trust, trail)
         return _run_borg(request, invocation.client, rules, rules_file.settings, trust, trail)
     except Exception as error:
-        fault = error if isinstance(error, BorgPullError) else _internal(error)
+        fault = _fault(error)
         try:
             trail.fail(fault)
         finally:
-            peer.remove_unless_foreign(
-                borg.socket_path(rules_file.settings.runtime, invocation.client, nonce)
-            )
+            # The client's plain name serves the run under way when another is why this one is busy.
+            if nonce is not None or not isinstance(fault, BusyError):
+                peer.remove_unless_foreign(
+                    borg.socket_path(rules_file.settings.runtime, invocation.client, nonce)
+                )
         raise fault from error
 
 
@@ -124,10 +128,15 @@ def _run_borg(
         reported = report.take(held.report_path)
         lost = [root.path for root in roots if not root.is_in_place()]
         found = finding(ending, reported, allowed, client, rules, lost)
-        _clean_up(forwarded, found, reported)
-        trail.complete(_outcome(ending, found, reported))
+        _clean_up(forwarded, client, found, reported)
+        _record_end(trail, ending, found, reported)
+    except Exception as error:
+        fault = _fault(error)
+        trail.fail(fault)
+        raise fault from error
     finally:
-        state.release(held)
+        # With no end on record, the note stays for the next run to record it.
+        state.release(held, ended=not trail.is_started)
     _tell(found, ending, allowed, trail)
     return found.exit
 
@@ -254,9 +263,13 @@ def _wrap_environment(forwarded: peer.ForwardedSocket, held: state.Claim) -> dic
 
 
 def _clean_up(
-    forwarded: peer.ForwardedSocket, found: Finding, reported: report.WrapReport | None
+    forwarded: peer.ForwardedSocket,
+    client: str,
+    found: Finding,
+    reported: report.WrapReport | None,
 ) -> None:
     """Remove the socket's file, unless it serves another session."""
+    peer.remove_stale(os.path.dirname(forwarded.path), client)
     served = reported.connected if reported is not None else found.exit in (0, 1)
     if served:
         peer.remove_socket(forwarded)
@@ -277,6 +290,18 @@ def _record_start(
         [grant.path for grant in allowed.grants],
         confinement.as_fields(),
     )
+
+
+def _record_end(
+    trail: Trail, ending: Ending, found: Finding, reported: report.WrapReport | None
+) -> None:
+    try:
+        trail.complete(_outcome(ending, found, reported))
+    except AuditError as error:
+        raise AuditError(
+            f"borg ended with {found.result}, but its end could not be recorded: {error.message}",
+            error.hint,
+        ) from error
 
 
 def _outcome(ending: Ending, found: Finding, reported: report.WrapReport | None) -> Outcome:
@@ -374,7 +399,18 @@ def _answer_hello(
     return 0
 
 
-def _internal(error: Exception) -> InternalError:
+def _tell_the_system(fault: BorgPullError) -> None:
+    """For the admin of this host: what found no place in the audit log."""
+    import syslog
+
+    syslog.openlog(PROGRAM, syslog.LOG_PID, syslog.LOG_AUTH)
+    syslog.syslog(syslog.LOG_ERR, fault.line())
+
+
+def _fault(error: Exception) -> BorgPullError:
+    """``error`` itself if it is one of ours, else that it was not foreseen, and where."""
+    if isinstance(error, BorgPullError):
+        return error
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

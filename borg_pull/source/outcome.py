@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from _json import encode_basestring_ascii
 
-from borg_pull.errors import BORG_ERROR, BORG_SUCCESS, BORG_WARNING
+from borg_pull.errors import BORG_ERROR, BORG_SUCCESS, BORG_WARNING, SocketError
 from borg_pull.record import Record
 
 TYPE_CHECKING = False
@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from borg_pull.source.report import WrapReport
     from borg_pull.source.session import Ending
     from borg_pull.source.whitelist import ClientRules
+
+
+# Ends of borg's that happen to everybody, in the words of both versions.
+_KNOWN_ENDS = (
+    (
+        b"Failed to create/acquire the lock",
+        "the repository, or borg's cache of it, is locked by another run or by one that died; "
+        "once nothing uses the repository, run borg break-lock on it on the backup server",
+    ),
+    (b"passphrase supplied in", "the passphrase is wrong"),
+)
 
 
 class Finding(Record):
@@ -79,19 +90,32 @@ def _failed(message: str, result: str = "error") -> Finding:
 def _borg_failed(
     ending: Ending, report: WrapReport | None, client: str, rules: ClientRules
 ) -> Finding:
-    if report is not None and report.failure is not None and not report.connected:
-        code, message = report.failure
+    failure = None if report is None else report.failure
+    if report is not None and failure is not None and not report.connected:
+        code, message = failure
         return Finding(exit=code, result="error", error=message, message=message)
+    if report is not None and failure is not None and report.bytes_from_peer == 0:
+        message = (
+            "nobody serves the forwarded socket; start the listener on the backup server, "
+            "it may take one connection only"
+        )
+        return Finding(exit=SocketError.exit_code, result="error", error=message, message=message)
     for variable, fault, key in _QUESTIONS:
         if variable in ending.stderr_tail and not getattr(rules, key):
             message = f"{fault}; if that is as it should be, set client.{client}.{key} = true"
             return _failed(message)
-    return Finding(
-        exit=BORG_ERROR,
-        result="error",
-        error=_last_line(ending.stderr_tail),
-        message=None,
-    )
+    for marker, message in _KNOWN_ENDS:
+        if marker in ending.stderr_tail:
+            return _failed(message)
+    error = _last_words(ending.stderr_tail)
+    if failure is not None:
+        return Finding(
+            exit=BORG_ERROR,
+            result="error",
+            error=f"{failure[1]} (borg: {error})",
+            message=failure[1],
+        )
+    return Finding(exit=BORG_ERROR, result="error", error=error, message=None)
 
 
 def _paths_borg_missed(ending: Ending, allowed: Allowed) -> list[str]:
@@ -114,6 +138,27 @@ def _paths_borg_missed(ending: Ending, allowed: Allowed) -> list[str]:
     return missed
 
 
-def _last_line(tail: bytes) -> str | None:
-    lines = [line for line in tail.replace(b"\r", b"\n").splitlines() if line.strip()]
-    return lines[-1].decode("utf-8", "replace")[:500] if lines else None
+# What borg prints around an exception: its report's head and foot, and the frames between.
+_AROUND_AN_EXCEPTION = (
+    "Local Exception",
+    "Remote Exception",
+    "Traceback (most recent call last):",
+    "Platform: ",
+    "Linux: ",
+    "Borg: ",
+    "PID: ",
+    "sys.argv: ",
+    "SSH_ORIGINAL_COMMAND: ",
+    "If you reported",
+)
+
+
+def _last_words(tail: bytes) -> str | None:
+    """borg's last line that says what happened; of a traceback, the exception."""
+    lines = tail.replace(b"\r", b"\n").decode("utf-8", "replace").splitlines()
+    said = [line for line in lines if line.strip()]
+    for line in reversed(said):
+        text = line.removeprefix("Remote: ").removeprefix("Borg server: ")
+        if text.strip() and not text.startswith((" ", "\t", *_AROUND_AN_EXCEPTION)):
+            return text[:500]
+    return said[-1][:500] if said else None

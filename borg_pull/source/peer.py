@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 
 from borg_pull.errors import SocketError
 from borg_pull.linux import process
 from borg_pull.record import Record
+from borg_pull.source.request import nonce_fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_STALE_AFTER = 3600.0  # seconds
+_MAX_STALE = 1000
 _MAX_USER_AUTH = 64 * 1024  # bytes
 
 
@@ -142,6 +146,46 @@ def remove_unless_foreign(path: str) -> None:
         return
     if stat.S_ISSOCK(status.st_mode) and not _is_foreign(path):
         _remove(path, (status.st_dev, status.st_ino))
+
+
+def remove_stale(directory: str, client: str) -> None:
+    """Remove the client's sockets of single runs that nobody has listened on for an hour.
+
+    A forced command that was killed leaves its own behind. Younger ones are left alone: asking
+    who listens costs the listener a connection, which a run that is about to start may need.
+    """
+    oldest = time.time() - _STALE_AFTER
+    try:
+        names = [name for name in os.listdir(directory) if _is_of_one_run(name, client)]
+        for name in names[:_MAX_STALE]:
+            path = f"{directory}/{name}"
+            status = os.lstat(path)
+            if stat.S_ISSOCK(status.st_mode) and status.st_mtime < oldest and _is_deserted(path):
+                _remove(path, (status.st_dev, status.st_ino))
+    except OSError:
+        # Another run of this client removed one first, or will.
+        return
+
+
+def _is_of_one_run(name: str, client: str) -> bool:
+    nonce = name.removeprefix(f"{client}.").removesuffix(".sock")
+    return name == f"{client}.{nonce}.sock" and nonce_fault(nonce) is None
+
+
+def _is_deserted(path: str) -> bool:
+    import _socket
+
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    connection.setblocking(False)
+    try:
+        connection.connect(path)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    finally:
+        connection.close()
+    return False
 
 
 def _is_foreign(path: str) -> bool:

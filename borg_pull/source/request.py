@@ -244,7 +244,13 @@ def _build(verb: Verb, options: tuple[tuple[str, str | None], ...], operands: li
 
 def _require(what: str, value: str, fault: str | None) -> None:
     if fault is not None:
-        raise RequestError(f"{what} {quoted(value)} {fault}")
+        hint = None
+        if fault == _NOT_ABSOLUTE:
+            hint = "ssh joins words with spaces: quote a name that has one twice"
+        raise RequestError(f"{what} {quoted(value)} {fault}", hint)
+
+
+_NOT_ABSOLUTE = "is not absolute"
 
 
 def quoted(value: str) -> str:
@@ -260,7 +266,7 @@ def path_fault(path: str) -> str | None:
     for ``-``; ``..`` and doubled slashes would make a comparison with the whitelist meaningless.
     """
     if not path.startswith("/"):
-        return "is not absolute"
+        return _NOT_ABSOLUTE
     if any(map(_is_control, path)):
         return "has a control character"
     try:
@@ -441,7 +447,8 @@ def _archive_glob_fault(pattern: str) -> str | None:
     return None
 
 
-def _nonce_fault(nonce: str) -> str | None:
+def nonce_fault(nonce: str) -> str | None:
+    """What makes ``nonce`` unfit for the name of one run's socket, or None."""
     if 16 <= len(nonce) <= 64 and nonce.isascii() and nonce.isalnum():
         return None
     return "is not 16 to 64 letters and digits"
@@ -474,7 +481,7 @@ def _valued(
     return Option(name=name, short=short, check=check, repeats=repeats)
 
 
-_SOCKET = _valued("socket", _nonce_fault)
+_SOCKET = _valued("socket", nonce_fault)
 _PROGRESS = _switch("progress", "p")
 _LOG_JSON = _switch("log-json")
 _GLOB = _valued("glob-archives", _archive_glob_fault, "a")

@@ -97,11 +97,12 @@ def _write_note(descriptor: int, note: str) -> None:
     os.pwrite(descriptor, f"{note}\n".encode("ascii"), 0)
 
 
-def release(held: Claim) -> None:
-    """Take the note and a report nobody read away, and give the lock back."""
+def release(held: Claim, *, ended: bool) -> None:
+    """Give the lock back; take the report, and the note of a run that has ``ended``, away."""
     if os.path.lexists(held.report_path):
         os.unlink(held.report_path)
-    _write_note(held.descriptor, "")
+    if ended:
+        _write_note(held.descriptor, "")
     os.close(held.descriptor)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from borg_pull.audit import Common
+from borg_pull.errors import AuditError
 from borg_pull.record import Record
 
 TYPE_CHECKING = False
@@ -43,6 +44,7 @@ class Trail:
         self._command = command
         self._verb: str | None = None
         self.is_started = False
+        self._has_ended = False
 
     @property
     def session(self) -> str:
@@ -67,6 +69,7 @@ class Trail:
                 "request_truncated": len(request) > _MAX_REQUEST_RECORDED,
             },
         )
+        error.is_recorded = True
 
     def start(
         self,
@@ -102,9 +105,16 @@ class Trail:
         self._complete(_common_of(self._common, session), verb, outcome)
 
     def fail(self, error: BorgPullError) -> None:
-        """Record ``error`` as the end of this request, whichever step it had reached."""
+        """Record ``error`` as the end of this request, whichever step it had reached, once."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        if self.is_started and isinstance(error, AuditError):
+            # The run's end is what could not be recorded; its next run does that.
+            return
         if self.is_started:
             self.complete(_nothing_known("not_run", error.exit_code, error.line()))
+            error.is_recorded = True
         else:
             self.refused(error)
 

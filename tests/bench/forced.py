@@ -208,7 +208,7 @@ def memory(workplace: Workplace, repeats: int) -> Section:
         variants["frozen, with capability"] = programs.capable
     for name, program in variants.items():
         seen = [_waiting_memory(stage, program, configuration) for _ in range(repeats)]
-        for kind in ("Rss", "Pss", "Private"):
+        for kind in seen[0]:
             measure = Measure(f"{name}, {kind}", "MiB", [one[kind] for one in seen])
             section.measures.append(measure)
             if kind == "Rss":
@@ -257,7 +257,11 @@ def _sleeps(pid: int) -> bool:
 
 
 def _rollup(pid: int) -> dict[str, float]:
-    """Rss, Pss and Private of a process in MiB (proc_pid_smaps(5))."""
+    """Rss, Pss and Private of a process in MiB (proc_pid_smaps(5)); only root may see the last
+    two of a program that forbids tracing."""
+    if not IS_ROOT:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return {"Rss": int(status.partition("VmRSS:")[2].split()[0]) / KIB_PER_MIB}
     kibibytes: dict[str, int] = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, value, *_ = line.split()

@@ -144,6 +144,52 @@ def test_73_when_it_cannot_be_recorded_nothing_runs(site: Site, obstacle: str) -
     assert site.pull("nonsense").exit == 73
 
 
+def test_73_when_the_end_cannot_be_recorded_the_next_run_records_it(site: Site) -> None:
+    data = site.source.tree()
+    site.source.file(data / "file", os.urandom(2 << 20))
+    site.allow(paths=[str(data)])
+    repository = site.repository()
+    peer = site.peer()
+    log = site.source.audit_file
+    with peer.listening(repository, hold_after=500_000) as listener:
+        pull = peer.start(f"create {repository.path} a {data}", listener)
+        listener.held()
+        log.rename(log.with_name("moved"))
+        log.symlink_to("/dev/null")
+        listener.release()
+        result = pull.wait()
+    assert result.exit == 73
+    assert "borg ended with success, but its end could not be recorded" in result.errors
+    assert repository.archives() == ["a"]
+    log.unlink()
+    log.with_name("moved").rename(log)
+    assert site.pull(f"create {repository.path} b {data}", repository).exit == 0
+    lost, ended, started, complete = site.source.audit()
+    assert [record["event"] for record in (lost, ended, started, complete)] == [
+        "start",
+        "complete",
+        "start",
+        "complete",
+    ]
+    assert (ended["session"], ended["result"]) == (lost["session"], "interrupted")
+    assert (complete["session"], complete["result"]) == (started["session"], "success")
+    site.source.assert_chain()
+
+
+def test_69_when_nobody_serves_the_socket(site: Site) -> None:
+    data = site.source.tree()
+    site.allow(paths=[str(data)])
+    repository = site.repository()
+    peer = site.peer()
+    with peer.listening(repository) as listener:
+        listener.close()
+        result = peer.start(f"create {repository.path} a {data}", listener).wait()
+    assert result.exit == 69
+    assert "nobody serves the forwarded socket; start the listener" in result.errors
+    assert site.source.audit(event="complete")[0]["exit"] == 69
+    assert site.pull(f"create {repository.path} a {data}", repository).exit == 0
+
+
 def test_75_while_another_run_is_under_way(site: Site) -> None:
     data = site.source.tree()
     site.source.file(data / "file", os.urandom(2 << 20))
