@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from borg_pull.admin import host
 from borg_pull.admin.check import MANY_CLIENTS
 from tests.admin_runs import RUNTIME, Answer, public_key, run, start, write
+from tests.harness.builds import Build
 from tests.harness.site import Installations
 from tests.harness.workplace import Account
+
+
+@pytest.fixture(autouse=True)
+def no_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether borg-pull is installed on this machine must not matter."""
+    monkeypatch.setattr(host, "USUAL_ACCOUNT", "no-such-account")
 
 
 def warnings(answer: Answer) -> list[str]:
@@ -65,12 +75,12 @@ refuse_empty = 1
     assert answer.stderr == "the configuration is wrong: 12 errors"
 
 
-def test_a_sound_configuration(tmp_path: Path) -> None:
+def test_a_configuration_with_nothing_wrong_in_it(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     config = write(
         tmp_path / "config.toml", RUNTIME + '[client.luna]\npaths = ["{directory}/data"]\n'
     )
-    answer = run("check", config, "--user", "daemon", "--json")
+    answer = run("check", config, "--json")
     assert answer.exit == 0
     report = json.loads(answer.stdout)
     assert report["ok"] is True
@@ -122,6 +132,10 @@ def test_the_json_answer_has_its_stated_schema(tmp_path: Path) -> None:
     ("rules", "code", "key"),
     [
         ("trees = ['/srv', '/']", "whole-system", "trees[1]"),
+        ("paths = ['/srv', '/']", "whole-system", "paths[1]"),
+        ("paths = ['/srv', '/home/*']", "pattern", "paths[1]"),
+        ("paths = ['/srv/?']", "pattern", "paths[0]"),
+        ("trees = ['/srv/[ab]']", "pattern", "trees[0]"),
         ("paths = ['/home/']", "trailing-slash", "paths[0]"),
         ("paths = []", "no-path", "paths"),
         ("flags = ['exclude']", "exclude", "flags"),
@@ -229,6 +243,28 @@ def test_strict_makes_warnings_fail(tmp_path: Path) -> None:
     assert run("check", config, "--strict").exit == 78
 
 
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ('paths = ["/srv]', "; is a closing quote missing?"),
+        ("passphrase_file = '/etc/x", "; is a closing quote missing?"),
+        ("refuse_empty = True", "; write true, in lower case"),
+        ("refuse_empty = FALSE  # or true", "; write false, in lower case"),
+        ("paths = [/srv]", "; text stands in quotes"),
+        ("passphrase_file = /etc/x", "; text stands in quotes"),
+        ("= true", ""),
+        ('paths = ["a" "b"]', ""),
+    ],
+)
+def test_faults_of_the_grammar_are_explained(tmp_path: Path, line: str, hint: str) -> None:
+    config = write(tmp_path / "config.toml", f"{RUNTIME}[client.luna]\n{line}\n")
+    answer = run("check", config)
+    assert answer.exit == 78
+    [error] = [text for text in answer.stdout.splitlines() if "not valid TOML" in text]
+    assert error.startswith(f"{config}:7: is not valid TOML: ")
+    assert error.rpartition(")")[2] == hint
+
+
 @pytest.mark.parametrize("make", ["absent", "directory", "link", "fifo"])
 def test_a_main_file_that_is_none(tmp_path: Path, make: str) -> None:
     config = tmp_path / "config.toml"
@@ -283,6 +319,18 @@ def test_plain_and_uncut_in_a_pipe(tmp_path: Path) -> None:
 # What only root can set up: an account's own view of the host.
 
 
+PASSPHRASE = "client.luna.passphrase_file"
+SOCKETS = "runtime.socket_dir"
+HOME = "runtime.home"
+WRAPPER = "runtime.socket_wrapper"
+AUDIT = "audit.file"
+INSTALL_RUN = "run install -d -o {a} -g {g} -m 0700 {d}/run"
+
+
+def group_name(account: Account) -> str:
+    return grp.getgrgid(account.gid).gr_name
+
+
 class Host:
     """A source as the documents demand it, of which a test breaks one thing."""
 
@@ -322,14 +370,13 @@ passphrase_file = "{self.secret}"
         os.chown(path, self.account.uid, self.account.gid)
         return path
 
-    def warnings(self, *arguments: str) -> list[dict[str, Any]]:
-        """What check warns of, in a process of its own."""
+    def findings(self, *arguments: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Errors and warnings of check, in a process of its own."""
         answer = start("check", str(self.config), "--json", *arguments)
-        assert answer.exit == 0, answer
         report = json.loads(answer.stdout)
+        assert answer.exit == (78 if report["errors"] else 0), answer
         assert report["account"] == self.account.name
-        found: list[dict[str, Any]] = report["warnings"]
-        return found
+        return report["errors"], report["warnings"]
 
 
 @pytest.fixture
@@ -342,68 +389,218 @@ def source(installations: Installations) -> Iterator[Host]:
 @pytest.mark.needs_root
 def test_a_sound_host_is_not_warned_of(source: Host) -> None:
     """The control of all that follows; the account is known by who owns home."""
-    assert source.warnings() == []
+    assert source.findings() == ([], [])
 
 
 @pytest.mark.needs_root
 @pytest.mark.parametrize(
-    ("break_it", "code", "key", "words"),
+    ("break_it", "code", "key", "words", "remedy"),
     [
-        ("passphrase-world-readable", "passphrase-file", "client.luna.passphrase_file", "others"),
-        ("passphrase-missing", "passphrase-file", "client.luna.passphrase_file", "No such file"),
-        ("passphrase-empty", "passphrase-file", "client.luna.passphrase_file", "no passphrase"),
-        ("passphrase-foreign", "passphrase-file", "client.luna.passphrase_file", "denied"),
-        ("socket-dir-writable", "socket-dir", "runtime.socket_dir", "written by others"),
-        ("socket-dir-readable", "socket-dir", "runtime.socket_dir", "open to others"),
-        ("socket-dir-missing", "socket-dir", "runtime.socket_dir", "No such file"),
-        ("socket-dir-foreign", "socket-dir", "runtime.socket_dir", "does not belong"),
-        ("home-writable", "home", "runtime.home", "written by others"),
-        ("config-foreign", "configuration-file", "", "not to root"),
-        ("config-writable", "configuration-file", "", "written by others"),
-        ("config-unreadable", "configuration-file", "", "denied"),
-        ("directory-writable", "configuration-file", "", "written by others"),
-        ("wrapper-foreign", "socket-wrapper", "runtime.socket_wrapper", "not to root"),
-        ("wrapper-missing", "socket-wrapper", "runtime.socket_wrapper", "No such file"),
-        ("wrapper-not-executable", "socket-wrapper", "runtime.socket_wrapper", "not an executable"),
-        ("audit-directory-read-only", "audit-file", "audit.file", "not writable"),
-        ("audit-file-foreign", "audit-file", "audit.file", "not writable"),
-        ("audit-file-link", "audit-file", "audit.file", "not a regular file"),
-        ("audit-directory-missing", "audit-file", "audit.file", "not a directory"),
+        ("passphrase-world-readable", "passphrase-file", PASSPHRASE, "others", "chmod o-rwx {p}"),
+        ("passphrase-missing", "passphrase-file", PASSPHRASE, "No such file", ""),
+        ("passphrase-empty", "passphrase-file", PASSPHRASE, "no passphrase", ""),
+        (
+            "passphrase-foreign",
+            "passphrase-file",
+            PASSPHRASE,
+            "denied",
+            "chgrp {g} {p} and chmod 0640 {p}",
+        ),
+        ("socket-dir-writable", "socket-dir", SOCKETS, "written by others", "chmod go-w {d}/run"),
+        ("socket-dir-missing", "socket-dir", SOCKETS, "No such file", INSTALL_RUN),
+        ("socket-dir-foreign", "socket-dir", SOCKETS, "does not belong", "chown {a} {d}/run"),
+        ("home-writable", "home", HOME, "written by others", "chmod go-w {d}/home"),
+        ("home-read-only", "home", HOME, "not writable", "chmod 0700 {d}/home"),
+        ("config-foreign", "configuration-file", "", "not to root", "chown root {c}"),
+        ("config-writable", "configuration-file", "", "written by others", "chmod go-w {c}"),
+        ("config-all-writable", "configuration-file", "", "written by others", "chmod go-w {c}"),
+        (
+            "config-roots-alone",
+            "configuration-file",
+            "",
+            "denied",
+            "chgrp {g} {c} and chmod 0640 {c}",
+        ),
+        (
+            "config-anothers",
+            "configuration-file",
+            "",
+            "denied",
+            "chown root:{g} {c} and chmod 0640 {c}",
+        ),
+        ("directory-writable", "configuration-file", "", "written by others", "elsewhere"),
+        (
+            "directory-roots-alone",
+            "configuration-file",
+            "",
+            "denied",
+            "chgrp {g} {d} and chmod 0750 {d}",
+        ),
+        ("wrapper-foreign", "socket-wrapper", WRAPPER, "not to root", "chown root {w}"),
+        (
+            "wrapper-missing",
+            "socket-wrapper",
+            WRAPPER,
+            "No such file",
+            "or name another in socket_wrapper",
+        ),
+        ("wrapper-not-executable", "socket-wrapper", WRAPPER, "not an executable", ""),
+        (
+            "borg-missing",
+            "borg",
+            "runtime.borg",
+            "No such file",
+            "install it, or name another in borg",
+        ),
+        ("audit-directory-read-only", "audit-file", AUDIT, "not writable", "chown {a} {d}/log"),
+        (
+            "audit-file-foreign",
+            "audit-file",
+            AUDIT,
+            "not writable",
+            "chown {a} {d}/log/audit.jsonl",
+        ),
+        ("audit-file-writable", "audit-file", AUDIT, "by others", "chmod go-w {d}/log/audit.jsonl"),
+        ("audit-file-link", "audit-file", AUDIT, "not a regular file", "move it away"),
+        ("audit-directory-missing", "audit-file", AUDIT, "not a directory", ""),
     ],
 )
-def test_warns_of_what_the_forced_command_would_refuse(
-    source: Host, break_it: str, code: str, key: str, words: str
+def test_what_the_forced_command_will_refuse_is_an_error(
+    source: Host, break_it: str, code: str, key: str, words: str, remedy: str
 ) -> None:
+    """For root, who sees what the account sees; each line names the account and the remedy."""
     directory = source.directory
     log = directory / "log"
+
+    def log_writable_by_all() -> None:
+        source.own("log/audit.jsonl", "", 0o666)
+
+    def borg_missing() -> None:
+        source.config.write_text(source.config.read_text().replace("/bin/true", "/no/borg"))
+
+    def config_anothers() -> None:
+        os.chown(source.config, 65534, 65534)
+        source.config.chmod(0o600)
+
     breaks = {
         "passphrase-world-readable": lambda: source.secret.chmod(0o644),
         "passphrase-missing": source.secret.unlink,
         "passphrase-empty": lambda: source.secret.write_text("\nsecret"),
         "passphrase-foreign": lambda: os.chown(source.secret, 0, 0),
         "socket-dir-writable": lambda: (directory / "run").chmod(0o770),
-        "socket-dir-readable": lambda: (directory / "run").chmod(0o755),
         "socket-dir-missing": (directory / "run").rmdir,
         "socket-dir-foreign": lambda: os.chown(directory / "run", 0, 0),
         "home-writable": lambda: (directory / "home").chmod(0o777),
+        "home-read-only": lambda: (directory / "home").chmod(0o500),
         "config-foreign": lambda: os.chown(source.config, source.account.uid, 0),
         "config-writable": lambda: source.config.chmod(0o660),
-        "config-unreadable": lambda: source.config.chmod(0o600),
+        "config-all-writable": lambda: source.config.chmod(0o666),
+        "config-roots-alone": lambda: source.config.chmod(0o600),
+        "config-anothers": config_anothers,
         "directory-writable": lambda: directory.chmod(0o1777),
+        "directory-roots-alone": lambda: directory.chmod(0o700),
         "wrapper-foreign": lambda: os.chown(source.program, source.account.uid, 0),
         "wrapper-missing": source.program.unlink,
         "wrapper-not-executable": lambda: source.program.chmod(0o644),
+        "borg-missing": borg_missing,
         "audit-directory-read-only": lambda: log.chmod(0o500),
         "audit-file-foreign": lambda: (log / "audit.jsonl").touch(0o644),
+        "audit-file-writable": log_writable_by_all,
         "audit-file-link": lambda: (log / "audit.jsonl").symlink_to("x"),
         "audit-directory-missing": log.rmdir,
     }
     breaks[break_it]()
-    found = source.warnings("--user", source.account.name)
-    assert (code, key) in [(entry["code"], entry["key"]) for entry in found]
-    message = next(entry["message"] for entry in found if entry["code"] == code)
+    errors, _warnings = source.findings("--user", source.account.name)
+    assert (code, key) in [(entry["code"], entry["key"]) for entry in errors]
+    message = next(entry["message"] for entry in errors if entry["code"] == code)
     assert words in message
-    assert (code == "configuration-file") == ("config.toml" in str(found[0]["file"]) and not key)
+    assert source.account.name in message or code == "audit-file"
+    places = {"a": source.account.name, "g": group_name(source.account), "d": directory}
+    files = {"p": source.secret, "c": source.config, "w": source.program}
+    assert remedy.format(**places, **files) in message
+    assert (code == "configuration-file") == ("config.toml" in str(errors[0]["file"]) and not key)
+
+
+@pytest.mark.needs_root
+def test_a_socket_directory_others_can_read_is_only_a_risk(source: Host) -> None:
+    (source.directory / "run").chmod(0o755)
+    errors, [warning] = source.findings()
+    assert (errors, warning["code"]) == ([], "socket-dir")
+    assert "open to others" in warning["message"]
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("directory", ["home", "run"])
+@pytest.mark.parametrize("owner", [0, 65534])
+def test_a_directory_of_the_wrong_owner_is_found_without_naming_the_account(
+    source: Host, monkeypatch: pytest.MonkeyPatch, directory: str, owner: int
+) -> None:
+    monkeypatch.setattr(host, "USUAL_ACCOUNT", source.account.name)
+    os.chown(source.directory / directory, owner, owner)
+    answer = run("check", source.config)
+    assert answer.exit == 78
+    assert f"; run chown {source.account.name} {source.directory}/{directory} " in answer.stdout
+
+
+@pytest.mark.needs_root
+def test_a_missing_home_is_an_error_where_borg_pull_is_installed(
+    source: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "USUAL_ACCOUNT", source.account.name)
+    for name in ("home", "run"):
+        (source.directory / name).rmdir()
+    answer = run("check", source.config)
+    assert answer.exit == 78
+    assert f"run install -d -o {source.account.name} -g " in answer.stdout
+
+
+@pytest.mark.needs_root
+def test_the_account_itself_sees_errors_too(source: Host) -> None:
+    source.config.chmod(0o644)
+    assert start("check", str(source.config), uid=source.account.uid).exit == 0
+    source.program.unlink()
+    answer = start("check", str(source.config), uid=source.account.uid)
+    assert answer.exit == 78
+    assert "runtime.socket_wrapper: " in answer.stdout
+
+
+@pytest.mark.needs_root
+def test_without_the_capability_the_account_may_own_its_whitelist(source: Host) -> None:
+    """What would be refused with the capability is a warning where the program has none."""
+    os.chown(source.config, source.account.uid, source.account.gid)
+    answer = start("check", str(source.config), "--json", uid=source.account.uid)
+    assert answer.exit == 0
+    [warning] = json.loads(answer.stdout)["warnings"]
+    assert warning["code"] == "configuration-file"
+    assert "once it holds its capability" in warning["message"]
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("mode", [0o640, 0o600, 0o666])
+def test_check_and_the_forced_command_agree(
+    installations: Installations, source: Host, mode: int
+) -> None:
+    programs = installations.programs(Build("frozen", "1.2"), capable=True)
+    text = source.config.read_text().replace(str(source.program), str(programs.wrap))
+    source.config.write_text(text)
+    source.config.chmod(mode)
+    uid = ("setpriv", f"--reuid={source.account.uid}", f"--regid={source.account.gid}")
+    group = f"--groups={installations.workplace.group},{source.account.gid}"
+    served = subprocess.run(
+        [*uid, group, programs.source, source.config, "luna"],
+        env={"SSH_ORIGINAL_COMMAND": "hello"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    checked = subprocess.run(
+        [programs.admin, "check", source.config],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == served.returncode, (checked, served)
+    assert served.returncode == (0 if mode == 0o640 else 78), served
 
 
 @pytest.mark.needs_root
@@ -424,14 +621,18 @@ def test_another_user_is_told_that_it_cannot_see_all(source: Host) -> None:
     assert answer.exit == 0, answer
     found = codes(answer)
     assert found.get("partial-view") == ""
+    assert "ownership was not checked" in answer.stdout
     assert "passphrase-file" not in found, "what cannot be seen is not called wrong"
 
 
 @pytest.mark.needs_root
-def test_warns_of_a_home_of_roots(tmp_path: Path) -> None:
+def test_a_home_of_roots_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     answer = run("check", write(tmp_path / "config.toml", RUNTIME), "--json")
-    assert codes(answer)["root-account"] == "runtime.home"
+    assert answer.exit == 78
+    [error] = json.loads(answer.stdout)["errors"]
+    assert (error["code"], error["key"]) == ("root-account", "runtime.home")
+    assert f"chown ACCOUNT {tmp_path}/home" in error["message"]
 
 
 def test_an_account_that_does_not_exist(tmp_path: Path) -> None:

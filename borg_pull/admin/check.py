@@ -1,14 +1,17 @@
 """``borg-pull-admin check``: everything that is wrong with a whitelist, and what is risky.
 
-Errors are what the text itself gets wrong; with one, requests end with exit code 78. Warnings are
-legal: a rule that gives much away, or something on this host that the forced command would refuse
-as it stands now. With ``--json`` the answer is one `Report`.
+Errors are what the forced command refuses: faults of the text itself, and, where the account it
+runs as is known and its view can be taken, what it would refuse on this host as it stands. Warnings
+are legal: a rule that gives much away, a path that is not there now. What would be refused as far
+as can be seen, without that view, is a warning too. With ``--json`` the answer is one `Report`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,11 +23,17 @@ from borg_pull.admin import host
 from borg_pull.admin.output import print_lines, put
 from borg_pull.audit import sidecar_of
 from borg_pull.errors import ConfigurationError, printable
-from borg_pull.source.installation import client_directory, main_file, socket_wrapper
+from borg_pull.source.installation import (
+    client_directory,
+    main_file,
+    program_beside,
+    socket_wrapper,
+)
 from borg_pull.source.positions import Positions
 from borg_pull.source.request import ENCRYPTION_MODES, quoted, split
 from borg_pull.source.whitelist import (
     ClientRules,
+    Fault,
     Settings,
     SourceFile,
     examine,
@@ -40,6 +49,8 @@ from borg_pull.trust import (
 MANY_CLIENTS = 200
 """Clients in the main file from which on every request pays noticeably for parsing all of them."""
 
+Severity = Literal["error", "warning"]
+
 MAX_PASSPHRASE_FILE = 4096  # bytes, as source.passphrase reads
 
 
@@ -47,7 +58,7 @@ MAX_PASSPHRASE_FILE = 4096  # bytes, as source.passphrase reads
 class Finding:
     """One error or warning."""
 
-    severity: Literal["error", "warning"]
+    severity: Severity
     code: str
     """Short name of the kind of finding; stable, for programs."""
     file: str
@@ -102,16 +113,18 @@ warnings, each a list of objects with code, file, line, key, message.
 @click.command(epilog=_SCHEMA, short_help="Check a whitelist.")
 @click.argument("config", type=click.Path())
 @click.option(
-    "--user", metavar="ACCOUNT", help="Account of the forced command.  [default: the owner of home]"
+    "--user",
+    metavar="ACCOUNT",
+    help="Account of the forced command.  [default: the owner of home or socket_dir]",
 )
 @click.option("--strict", is_flag=True, help="Exit 78 for warnings, too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def check(config: str, user: str | None, strict: bool, as_json: bool) -> None:
     """Check the whitelist CONFIG and every file of clients.d beside it.
 
-    Prints all errors, as FILE:LINE: KEY: MESSAGE, then warnings of what is legal but risky or
-    would be refused on this host as it stands. Run it as root: only root can see the host as the
-    forced command's account does.
+    Prints all errors, as FILE:LINE: KEY: MESSAGE, then warnings of what is legal but risky. Run it
+    as root: only root can see the host as the forced command's account does, and so tell whether
+    that may read and owns what it must.
 
     Exit code 0: sound, perhaps with warnings; 78: not.
     """
@@ -137,7 +150,7 @@ class Checked:
     clients: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
-    def of(self, severity: Literal["error", "warning"] | str) -> list[Finding]:
+    def of(self, severity: Severity | str) -> list[Finding]:
         """The findings of one severity."""
         return [finding for finding in self.findings if finding.severity == severity]
 
@@ -171,6 +184,7 @@ def check_configuration(config: str, user: str | None) -> Checked:
     for path, error in found.unusable:
         checked.findings.append(_whole_file("error", "unreadable", path, error.line()))
     examined = examine(main, found.files)
+    contents = {file.name: file.content for file in (main, *found.files.values())}
     order = {name: position for position, name in enumerate(checked.files)}
     checked.findings += sorted(
         (
@@ -180,7 +194,7 @@ def check_configuration(config: str, user: str | None) -> Checked:
                 file=fault.file,
                 line=fault.line,
                 key=fault.key,
-                message=fault.message,
+                message=fault.message + _toml_hint(fault, contents),
             )
             for fault in examined.faults
         ),
@@ -197,7 +211,8 @@ def check_configuration(config: str, user: str | None) -> Checked:
         files = (main, *found.files.values())
         _look_at_host(notes, checked.account, examined.settings, files, clients)
     _look_at_paths(notes, clients)
-    checked.findings += notes.found
+    # The errors first, each kind in the order found.
+    checked.findings += sorted(notes.found, key=lambda finding: finding.severity)
     return checked
 
 
@@ -206,6 +221,8 @@ def _main_file(checked: Checked) -> SourceFile | None:
         return main_file(checked.config, host.UNCHECKED)
     except ConfigurationError as error:
         message = error.line().removeprefix(f"{checked.config} ")
+        if isinstance(error.__cause__, PermissionError) and os.geteuid() != 0:
+            message += "; run this as root"
         checked.findings.append(_whole_file("error", "unreadable", checked.config, message))
         return None
 
@@ -213,12 +230,35 @@ def _main_file(checked: Checked) -> SourceFile | None:
 def _account(user: str | None, settings: Settings | None) -> host.Account | None:
     if user is not None:
         return host.account_named(user)
-    return None if settings is None else host.owner_of(settings.runtime.home)
+    if settings is None:
+        return None
+    return host.account_behind(settings.runtime.home, settings.runtime.socket_dir)
 
 
-def _whole_file(
-    severity: Literal["error", "warning"], code: str, path: str, message: str
-) -> Finding:
+_UNQUOTED = re.compile(
+    r"""[=\[,]\s*(?:(?P<boolean>true|false)\b|(?P<text>[/~A-Za-z]))""", re.IGNORECASE
+)
+
+
+def _toml_hint(fault: Fault, contents: Mapping[str, bytes]) -> str:
+    """What a fault of TOML's grammar most likely is, for who does not know it; may be empty."""
+    if not fault.message.startswith("is not valid TOML") or fault.line is None:
+        return ""
+    lines = contents[fault.file].decode("utf-8").split("\n")
+    line = lines[fault.line - 1] if fault.line <= len(lines) else ""
+    outside = re.sub(r"""(["']).*?\1""", "", line).partition("#")[0]
+    if '"' in outside or "'" in outside:
+        return "; is a closing quote missing?"
+    unquoted = _UNQUOTED.search(outside)
+    if unquoted is None:
+        return ""
+    if unquoted["boolean"]:
+        lower = unquoted["boolean"].lower()
+        return "" if lower == unquoted["boolean"] else f"; write {lower}, in lower case"
+    return "; text stands in quotes"
+
+
+def _whole_file(severity: Severity, code: str, path: str, message: str) -> Finding:
     return Finding(
         severity=severity,
         code=code,
@@ -230,7 +270,7 @@ def _whole_file(
 
 
 class _Notes:
-    """Collects warnings, each with the place in the configuration it is about."""
+    """Collects findings, each with the place in the configuration it is about."""
 
     def __init__(self, main: SourceFile, client_files: dict[str, SourceFile]) -> None:
         self.found: list[Finding] = []
@@ -238,12 +278,19 @@ class _Notes:
         self._client_files = client_files
         self._positions: dict[str, Positions] = {}
 
-    def add_whole(self, code: str, path: str, message: str) -> None:
-        """A warning about a whole file."""
-        self.found.append(_whole_file("warning", code, path, message))
+    def add_whole(self, code: str, path: str, message: str, severity: Severity = "warning") -> None:
+        """A finding about a whole file."""
+        self.found.append(_whole_file(severity, code, path, message))
 
-    def add(self, code: str, key: str, message: str, client: str | None = None) -> None:
-        """A warning about ``key``, which is relative to the table of ``client`` if there is one."""
+    def add(
+        self,
+        code: str,
+        key: str,
+        message: str,
+        client: str | None = None,
+        severity: Severity = "warning",
+    ) -> None:
+        """A finding about ``key``, which is relative to the table of ``client`` if there is one."""
         file = self._main
         if client is not None:
             if client in self._client_files:
@@ -254,7 +301,7 @@ class _Notes:
             self._positions[file.name] = Positions(file.content.decode("utf-8"))
         self.found.append(
             Finding(
-                severity="warning",
+                severity=severity,
                 code=code,
                 file=file.name,
                 line=self._positions[file.name].line(key),
@@ -294,6 +341,12 @@ class _HostView:
         self._notes = notes
         self._settings = settings
         self._account = account
+        self._sees = account is not None and host.can_act_as(account)
+        """Whether the account's own view of the host can be taken."""
+        program = program_beside("borg-pull-source")
+        self._capable = host.has_capability(program) or not os.path.exists(program)
+        """Whether the forced command refuses today what it must refuse with its capability."""
+        self._is_root = os.geteuid() == 0
         self._told: set[str] = set()
 
     def look(self, files: Iterable[SourceFile], clients: Mapping[str, ClientRules]) -> None:
@@ -302,9 +355,11 @@ class _HostView:
         if account is None:
             self._look_at_files_and_programs(files, clients)
             return
-        if not host.can_act_as(account):
+        if not self._sees:
             self._notes.add(
-                "partial-view", "", f"run this as root to see all that {account.name} sees"
+                "partial-view",
+                "",
+                f"ownership was not checked as {account.name} sees it; run this as root",
             )
         with host.acting_as(account):
             self._look_at_files_and_programs(files, clients)
@@ -331,75 +386,96 @@ class _HostView:
     def _look_at_program(
         self, code: str, key: str, program: str, client: str | None = None
     ) -> None:
-        self._try(code, key, lambda trust: check_program(program, trust), client)
+        absent = f"install it, or name another in {key.removeprefix('runtime.')}"
+        self._try(code, key, lambda trust: check_program(program, trust), client, absent=absent)
 
     def _look_at_own(self, account: host.Account) -> None:
         """What must belong to the account itself."""
         runtime = self._settings.runtime
-        self._look_at_directory("home", "runtime.home", runtime.home)
+        self._look_at_directory("home", "runtime.home", runtime.home, account)
         socket_dir = runtime.socket_dir.rstrip("/") or "/"
         key = "runtime.socket_dir"
-        is_sound = self._look_at_directory("socket-dir", key, socket_dir)
+        is_sound = self._look_at_directory("socket-dir", key, socket_dir, account)
         if is_sound and os.lstat(socket_dir).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             message = f"{socket_dir} is open to others; run chmod 0700 {socket_dir}"
             self._notes.add("socket-dir", key, message)
         self._look_at_audit(self._settings.audit.file, account)
 
-    def _refusal(self, attempt: Callable[[Trust], object]) -> str | None:
-        """What the forced command's own check says, first without, then with its capability."""
+    def _refusal(
+        self, attempt: Callable[[Trust], object], absent: str | None = None
+    ) -> tuple[Severity, str] | None:
+        """What the forced command's own check says, first without, then with its capability.
+
+        ``absent``: what to do about something that does not exist.
+        """
         account = self._account
         for enforced in (False, True):
             try:
                 attempt(Trust(enforced=enforced, uid=0 if account is None else account.uid))
             except ConfigurationError as error:
-                unseen = isinstance(error.__cause__, PermissionError)
-                if unseen and not (account and host.can_act_as(account)):
+                if isinstance(error.__cause__, PermissionError) and not self._sees:
                     return None
-                when = ", once it holds its capability" if enforced else ""
-                return f"{error.line()} (the forced command refuses this{when})"
+                remedy = _remedy(error, account, absent)
+                told = error.message if remedy is None else f"{error.message}; {remedy}"
+                name = "" if account is None else f", run as {account.name},"
+                when = ", once it holds its capability" if enforced and not self._capable else ""
+                severity = self._severity(only_with_capability=enforced)
+                return severity, f"{told} (the forced command{name} refuses this{when})"
         return None
 
+    def _severity(self, *, only_with_capability: bool = False) -> Severity:
+        """Error for what is refused today; root looks after an installation with the capability."""
+        if not self._sees:
+            return "warning"
+        refused = not only_with_capability or self._capable or self._is_root
+        return "error" if refused else "warning"
+
     def _try(
-        self, code: str, key: str, attempt: Callable[[Trust], object], client: str | None = None
+        self,
+        code: str,
+        key: str,
+        attempt: Callable[[Trust], object],
+        client: str | None = None,
+        absent: str | None = None,
     ) -> bool:
         """Note the refusal if there is one; whether there is none."""
-        message = self._refusal(attempt)
-        if message is not None:
-            self._notes.add(code, key, message, client)
-        return message is None
+        refusal = self._refusal(attempt, absent)
+        if refusal is not None:
+            severity, message = refusal
+            self._notes.add(code, key, message, client, severity)
+        return refusal is None
 
     def _look_at_file(self, file: SourceFile) -> None:
         size = len(file.content)
-        message = self._refusal(
+        refusal = self._refusal(
             lambda trust: read_file(file.name, trust, limit=size, own=False, secret=False)
         )
         # One directory above them spoils all files; that is told once.
-        if message is not None and message not in self._told:
+        if refusal is not None and refusal[1] not in self._told:
+            severity, message = refusal
             self._told.add(message)
-            self._notes.add_whole("configuration-file", file.name, message)
+            self._notes.add_whole("configuration-file", file.name, message, severity)
 
-    def _look_at_directory(self, code: str, key: str, path: str) -> bool:
+    def _look_at_directory(self, code: str, key: str, path: str, account: host.Account) -> bool:
         plain = path.rstrip("/") or "/"
-        return self._try(code, key, lambda trust: check_own_directory(plain, trust))
+        name = shlex.quote(plain)
+        absent = f"run install -d -o {account.name} -g {account.group} -m 0700 {name}"
+        is_sound = self._try(
+            code, key, lambda trust: check_own_directory(plain, trust), absent=absent
+        )
+        if is_sound and self._sees and not os.access(plain, os.R_OK | os.W_OK | os.X_OK):
+            message = f"{plain} is not writable by {account.name}; run chmod 0700 {name}"
+            self._notes.add(code, key, message, severity="error")
+            return False
+        return is_sound
 
     def _look_at_audit(self, path: str, account: host.Account) -> None:
         is_sound = self._try("audit-file", "audit.file", lambda trust: _check_parents(path, trust))
-        if not is_sound or not host.can_act_as(account):
-            return
-        unwritable = f"is not writable by {account.name}, so nothing would run"
-        if not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
-            self._notes.add("audit-file", "audit.file", f"{os.path.dirname(path)} {unwritable}")
-            return
-        for file in (path, sidecar_of(path)):
-            try:
-                status = os.lstat(file)
-            except FileNotFoundError:
-                continue
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-                message = f"{file} is not a regular file with one name"
-                self._notes.add("audit-file", "audit.file", message)
-            elif not os.access(file, os.W_OK):
-                self._notes.add("audit-file", "audit.file", f"{file} {unwritable}")
+        if is_sound and self._sees:
+            fault = _audit_fault(path, account)
+            if fault is not None:
+                message = f"{fault}, so nothing would run"
+                self._notes.add("audit-file", "audit.file", message, severity="error")
 
     def _look_at_passphrase_file(self, client: str, path: str | None) -> None:
         if path is not None:
@@ -411,6 +487,63 @@ class _HostView:
             )
 
 
+_FOREIGN = re.compile(
+    r"(?P<path>/.*) (?:belongs to uid \d+, not to (?P<owners>.*)|does not belong .*)"
+)
+
+
+def _remedy(
+    error: ConfigurationError, account: host.Account | None, absent: str | None
+) -> str | None:
+    """The command that puts right what ``error`` says, else the error's own hint."""
+    cause = error.__cause__
+    if isinstance(cause, FileNotFoundError) and absent is not None:
+        return absent
+    if isinstance(cause, PermissionError) and account is not None:
+        return _opening(os.fsdecode(cause.filename), account)
+    foreign = _FOREIGN.fullmatch(error.message)
+    if foreign is None:
+        return error.hint
+    path = foreign["path"]
+    owner = "root"
+    if account is not None and (foreign["owners"] is None or not os.path.isdir(path)):
+        owner = "root" if foreign["owners"] == "root" else account.name
+    return f"run chown {owner} {shlex.quote(path)}"
+
+
+def _opening(path: str, account: host.Account) -> str:
+    """How to let ``account``, which is looking now, read ``path``, and nobody else."""
+    barred = host.barred_directory(path)
+    mode = "0640" if barred is None else "0750"
+    what = shlex.quote(barred or path)
+    owner = host.owner_of(barred or path)
+    # The configuration must be root's; where it is not, one round should do.
+    give = "chgrp " if owner is None or owner.uid == 0 else "chown root:"
+    commands = f"run {give}{account.group} {what} and chmod {mode} {what}"
+    return f"so {account.name} cannot read it; {commands}"
+
+
+def _audit_fault(path: str, account: host.Account) -> str | None:
+    """Why no record could be written, as the account that is looking now."""
+    directory = os.path.dirname(path)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return (
+            f"{directory} is not writable by {account.name}; run chown {account.name} {directory}"
+        )
+    for file in (path, sidecar_of(path)):
+        try:
+            status = os.lstat(file)
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            return f"{file} is not a regular file with one name; move it away"
+        if not os.access(file, os.R_OK | os.W_OK):
+            return f"{file} is not writable by {account.name}; run chown {account.name} {file}"
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return f"{file} can be written by others; run chmod go-w {file}"
+    return None
+
+
 def _look_at_host(
     notes: _Notes,
     account: host.Account | None,
@@ -420,13 +553,17 @@ def _look_at_host(
 ) -> None:
     if account is None:
         message = (
-            f"{settings.runtime.home} cannot be seen, so what must be the account's own was not "
-            "checked; name the forced command's account with --user"
+            f"ownership was not checked: {settings.runtime.home} cannot be seen; name the forced "
+            "command's account with --user"
         )
         notes.add("no-account", "runtime.home", message)
     elif account.uid == 0:
-        message = "the forced command refuses to run as root; give it an account of its own"
-        notes.add("root-account", "runtime.home", message)
+        message = (
+            "the forced command refuses to run as root; give it an account of its own and run "
+            f"chown ACCOUNT {settings.runtime.home}"
+        )
+        severity: Severity = "error" if host.can_act_as(account) else "warning"
+        notes.add("root-account", "runtime.home", message, severity=severity)
         account = None
     _HostView(notes, settings, account).look(files, clients)
 
@@ -471,7 +608,15 @@ def _risks(rules: ClientRules) -> Iterator[tuple[str, str, str]]:
     for position, tree in enumerate(rules.trees):
         if tree == "/":
             yield "whole-system", f"trees[{position}]", "'/' grants every path of the system"
+    for key, paths in (("paths", rules.paths), ("trees", rules.trees)):
+        for position, path in enumerate(paths):
+            found = [character for character in "*?[" if character in path]
+            if found:
+                message = f"{quoted(path)} has {' and '.join(found)}: no pattern; taken literally"
+                yield "pattern", f"{key}[{position}]", message
     for position, path in enumerate(rules.paths):
+        if path == "/":
+            yield "whole-system", f"paths[{position}]", "'/' is the whole file system"
         if path != "/" and path.endswith("/"):
             yield (
                 "trailing-slash",

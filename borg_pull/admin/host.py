@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import os
 import pwd
 import stat
@@ -21,6 +22,9 @@ UNCHECKED = Trust(enforced=False, uid=0)
 """For reading alone: nothing that is read is acted upon with any privilege."""
 
 CLIENT_FILE_SUFFIX = ".toml"
+
+USUAL_ACCOUNT = "borg-pull"
+"""The account that packaging/install.sh makes."""
 
 
 def absolute(config: str) -> str:
@@ -85,6 +89,14 @@ class Account:
     uid: int
     gid: int
 
+    @property
+    def group(self) -> str:
+        """Name of its group, the number in digits where it has none."""
+        try:
+            return grp.getgrgid(self.gid).gr_name
+        except KeyError:
+            return str(self.gid)
+
 
 def account_named(name: str) -> Account:
     """The account of that name. Raises RequestError."""
@@ -106,6 +118,21 @@ def owner_of(path: str) -> Account | None:
     except KeyError:
         return Account(name=str(status.st_uid), uid=status.st_uid, gid=status.st_gid)
     return Account(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
+
+
+def account_behind(*directories: str) -> Account | None:
+    """The account that most likely runs the forced command that uses ``directories``.
+
+    That is who owns the first of them, so that a mistake in its owner is found: the usual
+    account, if it owns one or only root does. None when there is neither.
+    """
+    owners = [owner for owner in map(owner_of, directories) if owner is not None]
+    ordinary = [owner for owner in owners if owner.uid != 0]
+    try:
+        usual = account_named(USUAL_ACCOUNT)
+    except RequestError:
+        return next(iter(ordinary or owners), None)
+    return usual if not ordinary or usual in ordinary else ordinary[0]
 
 
 def can_act_as(account: Account) -> bool:
@@ -149,6 +176,13 @@ def has_capability(program: str) -> bool:
     # struct vfs_cap_data of linux/capability.h: flags and revision, then the permitted set's
     # lower half, all little-endian.
     return bool(int.from_bytes(value[4:8], "little") >> DAC_READ_SEARCH & 1)
+
+
+def barred_directory(path: str) -> str | None:
+    """The topmost directory above ``path`` that the running user may not pass through."""
+    parts = os.path.dirname(path).split("/")
+    above = ("/".join(parts[: count + 1]) or "/" for count in range(len(parts)))
+    return next((directory for directory in above if not os.access(directory, os.X_OK)), None)
 
 
 def path_obstacle(path: str, *, refuse_empty: bool) -> str | None:
