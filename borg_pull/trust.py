@@ -63,6 +63,21 @@ def read_file(path: str, trust: Trust, *, limit: int, own: bool, secret: bool) -
         os.close(descriptor)
 
 
+def remove_planted_socket(path: str) -> bool:
+    """Remove ``path`` if it is a socket, and tell whether it was.
+
+    Any key that may forward can have sshd bind a socket wherever the account can create one, in
+    place of a file that is yet to be made. No file of ours is a socket.
+    """
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+        os.unlink(path)
+    except OSError:
+        return False
+    return True
+
+
 def check_program(path: str, trust: Trust) -> None:
     """Check that ``path``, through any symbolic links, is an executable only root can change.
 

@@ -351,7 +351,7 @@ def test_what_is_explained_is_what_runs(source: Source, request_: str) -> None:
     assert environment.keys() == told["environment"].keys() | at_run_time.keys()
     assert {key: environment[key] for key in told["environment"]} == told["environment"]
     assert environment["BORG_PULL_WRAP_REPORT"] == at_run_time["BORG_PULL_WRAP_REPORT"]
-    locks = list(Path(told["state_directory"]).glob("*.lock"))
+    locks = list((source.directory / "home/locks/luna").glob("*.lock"))
     assert [str(lock) for lock in locks] == [told["lock"]]
     records = [json.loads(line) for line in (source.directory / "home/audit.jsonl").open()]
     (begun,) = (record for record in records if record["event"] == "start")

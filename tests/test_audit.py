@@ -530,9 +530,17 @@ PLANTS = [
     plant_fifo,
     plant_directory,
     plant_hard_link,
-    plant_socket,
     plant_group_writable,
 ]
+
+
+@pytest.mark.parametrize("place", ["log", "sidecar"])
+def test_a_planted_socket_goes(path: Path, place: str) -> None:
+    """sshd binds one in the log's place for any client that may forward; no log is a socket."""
+    at = path if place == "log" else sidecar(path)
+    plant_socket(at)
+    append(path)
+    assert at.is_file()
 
 
 @pytest.mark.parametrize("plant", PLANTS)

@@ -304,8 +304,10 @@ def test_the_environment_is_built_from_nothing(monkeypatch: pytest.MonkeyPatch) 
     assert shlex.split(made.environment.pop("BORG_RSH")) == ["/opt/it's here/wrap"]
     assert made.environment == {
         "PATH": "/usr/bin:/bin",
-        "HOME": "/h/clients/luna",
-        "TMPDIR": "/h/clients/luna/tmp",
+        "HOME": "/nonexistent",
+        "PYTHONNOUSERSITE": "1",
+        "BORG_HOST_ID": "borg-pull",
+        "TMPDIR": "/h/clients/luna",
         "LOGNAME": "borg-pull",
         "LC_ALL": "C.UTF-8",
         "BORG_BASE_DIR": "/h/clients/luna",

@@ -7,6 +7,7 @@ import fcntl
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from borg_pull.errors import BusyError, ConfigurationError, SystemRefusedError
-from borg_pull.source.state import Claim, claim, prepare, release
+from borg_pull.source.state import Claim, claim, places, prepare, release
 from borg_pull.trust import Trust
 from tests.harness.wait import until
 
@@ -27,8 +28,12 @@ NOTE = "create since 2026-11-21T00:00:00Z, pid 1, session s"
 def state(tmp_path: Path) -> Path:
     directory = tmp_path / "home/clients/luna"
     (tmp_path / "home").mkdir(mode=0o700)
-    prepare(str(directory), TRUST)
+    prepare(_to(directory), TRUST)
     return directory
+
+
+def _to(directory: Path) -> list[str]:
+    return [str(directory.parent), str(directory)]
 
 
 def held(state: Path, repository: str = "/r", note: str = NOTE) -> Claim:
@@ -36,17 +41,17 @@ def held(state: Path, repository: str = "/r", note: str = NOTE) -> Claim:
 
 
 def test_what_is_missing_is_made_for_the_account_alone(state: Path) -> None:
-    for directory in (state.parent, state, state / "run", state / "tmp"):
+    for directory in (state.parent, state):
         assert directory.stat().st_mode & 0o7777 == 0o700
-    prepare(str(state), TRUST)
+    prepare(_to(state), TRUST)
 
 
 def test_a_home_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SystemRefusedError, match=r"cannot create .*: No such file"):
-        prepare(str(tmp_path / "home/clients/luna"), TRUST)
+        prepare(_to(tmp_path / "home/clients/luna"), TRUST)
 
 
-@pytest.mark.parametrize("name", ["clients", "clients/luna", "clients/luna/run"])
+@pytest.mark.parametrize("name", ["clients", "clients/luna"])
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_what_stands_in_the_way_is_named(tmp_path: Path, name: str, kind: str) -> None:
     home = tmp_path / "home"
@@ -58,7 +63,25 @@ def test_what_stands_in_the_way_is_named(tmp_path: Path, name: str, kind: str) -
         (tmp_path / "elsewhere").mkdir()
         path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigurationError, match=f"{name} is not a directory"):
-        prepare(str(home / "clients/luna"), TRUST)
+        prepare(_to(home / "clients/luna"), TRUST)
+
+
+def _bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as planted, contextlib.chdir(path.parent):
+        planted.bind(path.name)
+
+
+def test_a_socket_bound_in_the_way_goes(tmp_path: Path) -> None:
+    """sshd binds one wherever a client that may forward says, before its victim's first run."""
+    (tmp_path / "clients").mkdir()
+    _bind(tmp_path / "clients/luna")
+    prepare(_to(tmp_path / "clients/luna"), TRUST)
+    lock, report = map(Path, places(str(tmp_path / "clients/luna"), "/r"))
+    _bind(lock)
+    _bind(report)
+    release(held(tmp_path / "clients/luna"), ended=True)
+    assert lock.is_file()
+    assert not report.exists()
 
 
 def test_one_holder_at_a_time(state: Path) -> None:

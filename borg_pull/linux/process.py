@@ -10,6 +10,7 @@ import _prctl  # type: ignore[import-not-found, unused-ignore]
 
 from borg_pull.errors import SystemRefusedError
 from borg_pull.linux._kernel import lib
+from borg_pull.linux.signals import SIGKILL
 
 _STAT_PARENT = 1  # fields after the closing parenthesis of comm: state is 0
 _STAT_START_TIME = 19
@@ -50,6 +51,19 @@ def children() -> list[int]:
         return [int(word) for word in os.read(descriptor, 64 * 1024).split()]
     finally:
         os.close(descriptor)
+
+
+def end_descendants() -> None:
+    """Kill what a child that ended left behind; a subreaper is the parent of all of it."""
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            for child in children():
+                os.kill(child, SIGKILL)
+            os.waitpid(-1, 0)
 
 
 def is_secure_execution() -> bool:

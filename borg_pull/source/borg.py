@@ -24,6 +24,17 @@ def state_directory(runtime: Runtime, client: str) -> str:
     return f"{runtime.home.rstrip('/')}/clients/{client}"
 
 
+def lock_directory(runtime: Runtime, client: str) -> str:
+    """Where the client's locks and reports are: out of the reach of a confined borg."""
+    return f"{runtime.home.rstrip('/')}/locks/{client}"
+
+
+def directories(runtime: Runtime, client: str) -> tuple[str, ...]:
+    """The directories of the client's that must exist, outer before inner."""
+    state, locks = state_directory(runtime, client), lock_directory(runtime, client)
+    return (state.rpartition("/")[0], state, locks.rpartition("/")[0], locks)
+
+
 def socket_path(runtime: Runtime, client: str, nonce: str | None) -> str:
     """Path of the forwarded socket: the client's, or with a nonce that of one run."""
     name = client if nonce is None else f"{client}.{nonce}"
@@ -76,8 +87,14 @@ def base_environment(runtime: Runtime, client: str) -> dict[str, str]:
     state = state_directory(runtime, client)
     return {
         "PATH": "/usr/bin:/bin",
-        "HOME": state,
-        "TMPDIR": f"{state}/tmp",
+        # What lies in a home is run: an interpreter's user site, a shell's profile. A borg that
+        # was taken over can write in its state directory, so that is nobody's home.
+        "HOME": "/nonexistent",
+        "PYTHONNOUSERSITE": "1",
+        # Names the holder of a lock in borg's cache, which is this host's own. By itself borg asks
+        # the network cards, for which a confined one has no socket.
+        "BORG_HOST_ID": "borg-pull",
+        "TMPDIR": state,
         # borg records who made an archive. Looked up only at the end of a run, the name could
         # be out of reach: a replaced /etc/passwd is a file that no Landlock rule knows.
         "LOGNAME": "borg-pull",

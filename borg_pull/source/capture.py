@@ -21,6 +21,7 @@ def output_of(
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
+        process.become_subreaper()
         parent = os.getpid()
         pid = os.fork()
     except OSError as error:
@@ -40,6 +41,7 @@ def output_of(
         raise SystemRefusedError(f"{argv[0]} did not end within {timeout:.0f} seconds") from None
     finally:
         _, status = os.waitpid(pid, 0)
+        process.end_descendants()
     code = os.waitstatus_to_exitcode(status)
     if code != 0:
         raise SystemRefusedError(f"{argv[0]} failed with exit code {code}")

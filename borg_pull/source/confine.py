@@ -7,12 +7,13 @@ import os
 import stat
 
 from borg_pull.errors import NotAllowedError, SystemRefusedError
-from borg_pull.linux import capabilities, landlock, paths, process
+from borg_pull.linux import capabilities, landlock, paths, process, seccomp
 from borg_pull.linux.signals import SIGKILL
 from borg_pull.record import Record
-from borg_pull.source.borg import state_directory
+from borg_pull.source.borg import lock_directory, state_directory
 from borg_pull.source.installation import socket_wrapper
 from borg_pull.source.request import quoted
+from borg_pull.source.state import places
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class Root(Record):
 
     path: str
     descriptor: int
+    parent: int
+    """Descriptor of the directory it stands in, by which it was opened."""
 
     def is_in_place(self) -> bool:
         """Whether the path still leads to what was opened.
@@ -45,6 +48,8 @@ class Confinement(Record):
     no_new_privs: bool
     landlock: int | None
     """ABI level in force."""
+    seccomp: bool
+    """Whether system calls are filtered."""
 
     def as_fields(self) -> dict[str, bool | int | None]:
         """The record's fields."""
@@ -52,6 +57,7 @@ class Confinement(Record):
             "capability": self.capability,
             "no_new_privs": self.no_new_privs,
             "landlock": self.landlock,
+            "seccomp": self.seccomp,
         }
 
 
@@ -71,6 +77,7 @@ def planned(landlock_mode: str) -> Confinement:
         capability=capabilities.is_permitted(capabilities.DAC_READ_SEARCH),
         no_new_privs=True,
         landlock=level,
+        seccomp=landlock_mode != "off",
     )
 
 
@@ -114,6 +121,8 @@ class Allowance(Record):
     path: str
     access: str
     """A key of `_ACCESS`."""
+    is_grant: bool
+    """Whether it comes from the request; its rule is then made of what was opened."""
 
 
 _ACCESS = {
@@ -132,18 +141,22 @@ def allowances(allowed: Allowed, client: str, settings: Settings) -> list[Allowa
     in the client's own state directory alone. Borg lists the directory each granted path stands
     in, which therefore may be listed, not read.
     """
+    runtime = settings.runtime
+    state = state_directory(runtime, client)
+    _, report_path = places(lock_directory(runtime, client), allowed.repository)
     granted = [grant.path for grant in allowed.grants]
     loaded = [*_PROGRAMS, *settings.confine.also_readable]
     for program in (settings.runtime.borg, socket_wrapper(settings)):
         loaded += _program_places(program)
     parents = (os.path.dirname(path.rstrip("/")) or "/" for path in granted)
     return [
-        *(Allowance(path=path, access="read") for path in granted),
-        *(Allowance(path=path, access="list") for path in parents),
-        *(Allowance(path=path, access="read, execute") for path in loaded),
-        *(Allowance(path=path, access="read") for path in _LOOKED_UP),
-        Allowance(path="/dev/null", access="read, write"),
-        Allowance(path=state_directory(settings.runtime, client), access="everything"),
+        *(Allowance(path=path, access="read", is_grant=True) for path in granted),
+        *(Allowance(path=path, access="list", is_grant=True) for path in parents),
+        *(Allowance(path=path, access="read, execute", is_grant=False) for path in loaded),
+        *(Allowance(path=path, access="read", is_grant=False) for path in _LOOKED_UP),
+        Allowance(path="/dev/null", access="read, write", is_grant=False),
+        Allowance(path=report_path, access="read, write", is_grant=False),
+        Allowance(path=state, access="everything", is_grant=False),
     ]
 
 
@@ -155,20 +168,20 @@ def ruleset(
 ) -> landlock.Ruleset | None:
     """The kernel's form of `allowances`, None where Landlock is not in force.
 
-    A root's rule is its own descriptor, so a link swapped in after it was opened changes nothing.
+    A root's rule is its own descriptor, and so is that of the directory it stands in: a link
+    swapped in after they were opened changes nothing.
     ``evidence`` are descriptors of files that the socket wrap reads to verify the peer. Raises
     SystemRefusedError.
     """
     if confinement.landlock is None:
         return None
-    descriptors = {root.path: root.descriptor for root in roots}
     made = landlock.Ruleset(confinement.landlock)
+    for root in roots:
+        made.allow(root.descriptor, landlock.READ)
+        made.allow(root.parent, landlock.LIST)
     for rule in rules:
-        descriptor = descriptors.get(rule.path) if rule.access == "read" else None
-        if descriptor is None:
+        if not rule.is_grant:
             made.allow_path(rule.path, _ACCESS[rule.access])
-        else:
-            made.allow(descriptor, _ACCESS[rule.access])
     for descriptor in evidence:
         made.allow(descriptor, landlock.READ)
     return made
@@ -176,16 +189,17 @@ def ruleset(
 
 def _program_places(program: str) -> list[str]:
     """What must be readable for ``program`` to load: itself, and the tree it is installed in
-    when that can be told: the prefix of a ``bin`` directory, or a bundle with its ``_internal``."""
-    places = [program]
+    when that can be told: a virtual environment, or a bundle with its ``_internal``."""
+    found = [program]
     for path in (program, os.path.realpath(program)):
         directory = os.path.dirname(path)
-        prefix, _, last = directory.rpartition("/")
-        if last == "bin" and prefix not in ("", "/usr", "/usr/local"):
-            places.append(prefix)
+        prefix = os.path.dirname(directory)
+        # A virtual environment says that it is one; any other directory could hold anything.
+        if os.path.exists(f"{prefix}/pyvenv.cfg"):
+            found.append(prefix)
         elif os.path.isdir(f"{directory}/_internal"):
-            places.append(directory)
-    return places
+            found.append(directory)
+    return found
 
 
 def open_roots(grants: Sequence[Grant], *, refuse_empty: bool) -> list[Root]:
@@ -203,47 +217,54 @@ def open_roots(grants: Sequence[Grant], *, refuse_empty: bool) -> list[Root]:
 
 
 def _open_root(path: str, *, refuse_empty: bool) -> Root:
-    encoded = os.fsencode(path)
+    directory, _, name = os.fsencode(path).rstrip(b"/").rpartition(b"/")
     try:
-        descriptor = paths.open_without_links(encoded, os.O_PATH | os.O_NOFOLLOW)
+        parent = paths.open_without_links(directory or b"/", os.O_PATH | os.O_DIRECTORY)
+        descriptor = paths.open_without_links(name or b"/", os.O_PATH | os.O_NOFOLLOW, parent)
         status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            empty = _is_empty_directory(encoded)
-        elif stat.S_ISREG(status.st_mode):
-            os.close(paths.open_without_links(encoded, os.O_RDONLY | os.O_NOCTTY))
-            empty = status.st_size == 0
-        else:
-            empty = False
+        empty = _is_empty(descriptor, status)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise NotAllowedError(
-                f"path {quoted(path)} is or leads through a symbolic link",
-                "ask for, and allow, the path it leads to",
-            ) from error
+            raise _led_elsewhere(path) from error
         raise SystemRefusedError(
             f"path {quoted(path)} cannot be read: {error.strerror}",
             "nothing was saved",
         ) from error
     if stat.S_ISLNK(status.st_mode):
-        raise NotAllowedError(
-            f"path {quoted(path)} is or leads through a symbolic link",
-            "ask for, and allow, the path it leads to",
-        )
+        raise _led_elsewhere(path)
     if empty and refuse_empty:
         raise SystemRefusedError(
             f"path {quoted(path)} is empty",
             "is its file system mounted? nothing was saved",
         )
-    return Root(path=path, descriptor=descriptor)
+    return Root(path=path, descriptor=descriptor, parent=parent)
 
 
-def _is_empty_directory(path: bytes) -> bool:
-    descriptor = paths.open_without_links(path, os.O_RDONLY | os.O_DIRECTORY)
+def _led_elsewhere(path: str) -> NotAllowedError:
+    return NotAllowedError(
+        f"path {quoted(path)} is or leads through a symbolic link",
+        "ask for, and allow, the path it leads to",
+    )
+
+
+def _is_empty(descriptor: int, status: os.stat_result) -> bool:
+    """Whether a directory or regular file is empty, found by reading it; OSError if it cannot be.
+
+    It is opened anew by its descriptor, never by name: what stands there by now may be a FIFO,
+    and opening that would wait for ever.
+    """
+    if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+        return False
+    reading = os.open(
+        f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    )
     try:
-        with os.scandir(descriptor) as entries:
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size == 0
+        with os.scandir(reading) as entries:
             return next(entries, None) is None
     finally:
-        os.close(descriptor)
+        os.close(reading)
 
 
 def enter(confinement: Confinement, rules: landlock.Ruleset | None, parent: int) -> None:
@@ -258,6 +279,8 @@ def enter(confinement: Confinement, rules: landlock.Ruleset | None, parent: int)
     process.set_no_new_privileges()
     if rules is not None:
         rules.enforce()
+    if confinement.seccomp:
+        seccomp.deny_system_calls()
     # After the capabilities: the kernel forgets the signal when credentials change.
     process.set_parent_death_signal(SIGKILL)
     if os.getppid() != parent:

@@ -103,10 +103,10 @@ def _run_borg(
 ) -> int:
     allowed = _judged(request, client, rules)
     runtime = settings.runtime
-    directory = borg.state_directory(runtime, client)
+    locks = borg.lock_directory(runtime, client)
     _check_runtime(settings, trust)
-    state.prepare(directory, trust)
-    held = state.claim(directory, allowed.repository, _lock_note(allowed, trail))
+    state.prepare(borg.directories(runtime, client), trust)
+    held = state.claim(locks, allowed.repository, _lock_note(allowed, trail))
     try:
         _record_interrupted(held, trail)
         roots = confine.open_roots(allowed.grants, refuse_empty=rules.refuse_empty)
@@ -318,6 +318,9 @@ def _outcome(ending: Ending, found: Finding, reported: report.WrapReport | None)
     )
 
 
+_ARCHIVE_STATS = ("original_size", "compressed_size", "deduplicated_size", "nfiles")
+
+
 def _archive_stats(stdout: bytes | None) -> dict[str, int | str] | None:
     """id, duration-free numbers of borg's ``create --json`` (its docs, "JSON output")."""
     if not stdout:
@@ -326,10 +329,14 @@ def _archive_stats(stdout: bytes | None) -> dict[str, int | str] | None:
 
     try:
         archive = json.loads(stdout)["archive"]
-        stats = {name: int(value) for name, value in archive["stats"].items()}
-        return {"id": str(archive["id"]), **stats}
-    except (ValueError, LookupError, TypeError, AttributeError):
+        stats = {name: int(archive["stats"][name]) for name in _ARCHIVE_STATS}
+        identifier = str(archive["id"])
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return None
+    # A borg that was taken over may say anything.
+    if len(identifier) > 64 or not all(0 <= value < 2**63 for value in stats.values()):
+        return None
+    return {"id": identifier, **stats}
 
 
 def _tell(found: Finding, ending: Ending, allowed: Allowed, trail: Trail) -> None:
@@ -361,9 +368,11 @@ def _answer_hello(
     runtime = settings.runtime
     _check_runtime(settings, trust)
     command = borg.version_command(runtime, client)
+    # Borg tells its version without the capability and of its own program's directory only.
+    alone = confine.Confinement(capability=False, no_new_privs=True, landlock=None, seccomp=False)
     confinement = confine.planned(settings.confine.landlock)
     started = time.monotonic()
-    trail.start(command.argv, None, None, (), confinement.as_fields())
+    trail.start(command.argv, None, None, (), alone.as_fields())
     version = output_of(command.argv, command.environment, timeout=_VERSION_TIMEOUT, limit=1024)
     socket_dir = runtime.socket_dir.rstrip("/") or "/"
     trail.complete(

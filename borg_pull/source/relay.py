@@ -10,6 +10,14 @@ _BLOCK = 64 * 1024
 _WRITE = 4096
 
 
+# Names of files reach the peer's terminal in borg's messages. What borg itself uses stays: line
+# ends, and the carriage return of its progress display.
+_HARMLESS = bytes(
+    ord("?") if (byte < 0x20 and byte not in b"\n\r\t") or byte == 0x7F else byte
+    for byte in range(256)
+)
+
+
 class Relay:
     """Bytes read from ``reader`` go to ``target``, and the last ``keep`` of them are kept."""
 
@@ -40,7 +48,7 @@ class Relay:
         if not block:
             os.close(self.reader)
             self.is_open = False
-        self._pending += block
+        self._pending += block.translate(_HARMLESS)
         self._kept += block
         if len(self._kept) > self._keep:
             self._overflown = True

@@ -92,7 +92,7 @@ class Run:
             self._pass_output_on(ready)
             if ready.get(process_descriptor):
                 _, status = os.waitpid(self._pid, 0)
-                _end_descendants()
+                process.end_descendants()
                 self._give_up_at = time.monotonic() + _DRAIN
             self._keep_deadlines()
         os.close(process_descriptor)
@@ -298,16 +298,3 @@ def _watch_signals() -> int:
 
 def _noted(_number: int, _frame: object) -> None:
     """The wake-up pipe has it."""
-
-
-def _end_descendants() -> None:
-    """Kill what borg left behind; as subreaper we are the parent of all of it."""
-    while True:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            for child in process.children():
-                os.kill(child, SIGKILL)
-            os.waitpid(-1, 0)

@@ -9,28 +9,39 @@ import os
 from borg_pull.digest import sha256
 from borg_pull.errors import BusyError, ConfigurationError, SystemRefusedError
 from borg_pull.record import Record
-from borg_pull.trust import check_own_directory
+from borg_pull.trust import check_own_directory, remove_planted_socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from borg_pull.trust import Trust
 
 _MAX_NOTE = 200  # bytes
 
 
-def prepare(state: str, trust: Trust) -> None:
-    """Create what is missing of the state directory ``state``, in a home that has been checked.
+def prepare(directories: Sequence[str], trust: Trust) -> None:
+    """Create what is missing of ``directories``, outer before inner, in a home that was checked.
 
     Raises ConfigurationError when what stands there cannot be trusted, SystemRefusedError when
     a directory cannot be made.
     """
-    for directory in (os.path.dirname(state), state, f"{state}/run", f"{state}/tmp"):
+    for directory in directories:
         try:
-            os.mkdir(directory, 0o700)
+            _make_directory(directory)
         except FileExistsError:
             check_own_directory(directory, trust)
         except OSError as error:
             raise SystemRefusedError(f"cannot create {directory}: {error.strerror}") from error
+
+
+def _make_directory(path: str) -> None:
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not remove_planted_socket(path):
+            raise
+        os.mkdir(path, 0o700)
 
 
 class Claim(Record):
@@ -43,17 +54,17 @@ class Claim(Record):
     """Note of a holder that ended without releasing, as after kill -9 or a power cut."""
 
 
-def claim(state: str, repository: str, note: str) -> Claim:
+def claim(directory: str, repository: str, note: str) -> Claim:
     """Take the lock of this client and repository and write ``note`` into it.
+
+    ``directory`` holds the client's locks and reports.
 
     The kernel gives the lock back when the process ends, however it ends; only `release` takes
     the note away. Raises BusyError telling the note of a living holder.
     """
-    path, report_path = places(state, repository)
+    path, report_path = places(directory, repository)
     try:
-        descriptor = os.open(
-            path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
-        )
+        descriptor = _open_lock(path)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise ConfigurationError(f"{path} is a symbolic link", "remove it") from error
@@ -64,11 +75,21 @@ def claim(state: str, repository: str, note: str) -> Claim:
         _write_note(descriptor, note)
     except OSError as error:
         os.close(descriptor)
-        raise SystemRefusedError(f"cannot write to {state}: {error.strerror}") from error
+        raise SystemRefusedError(f"cannot write to {directory}: {error.strerror}") from error
     except BusyError:
         os.close(descriptor)
         raise
     return Claim(descriptor=descriptor, report_path=report_path, interrupted=interrupted)
+
+
+def _open_lock(path: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno == errno.ENXIO and remove_planted_socket(path):
+            return os.open(path, flags, 0o600)
+        raise
 
 
 def _lock(descriptor: int) -> str | None:
@@ -99,17 +120,21 @@ def _write_note(descriptor: int, note: str) -> None:
 
 def release(held: Claim, *, ended: bool) -> None:
     """Give the lock back; take the report, and the note of a run that has ``ended``, away."""
-    if os.path.lexists(held.report_path):
-        os.unlink(held.report_path)
-    if ended:
-        _write_note(held.descriptor, "")
-    os.close(held.descriptor)
+    try:
+        if os.path.lexists(held.report_path):
+            os.unlink(held.report_path)
+        if ended:
+            _write_note(held.descriptor, "")
+    except OSError as error:
+        raise SystemRefusedError(f"cannot clear {held.report_path}: {error.strerror}") from error
+    finally:
+        os.close(held.descriptor)
 
 
-def places(state: str, repository: str) -> tuple[str, str]:
-    """Paths of the lock and of the wrap's report for one repository."""
+def places(directory: str, repository: str) -> tuple[str, str]:
+    """Paths of the lock and of the wrap's report for one repository, in the client's directory."""
     digest = sha256(repository.rstrip("/").encode("utf-8")).hexdigest()[:16]
-    return f"{state}/{digest}.lock", f"{state}/run/{digest}"
+    return f"{directory}/{digest}.lock", f"{directory}/{digest}.report"
 
 
 def _make_report(path: str) -> None:

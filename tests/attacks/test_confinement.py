@@ -11,6 +11,8 @@ import errno
 import json
 import os
 import socket
+import stat
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,13 +61,29 @@ def abstract():
         peer.connect("\\0" + plan["abstract"])
 class Handle(ctypes.Structure):
     _fields_ = [("bytes", ctypes.c_uint), ("type", ctypes.c_int), ("data", ctypes.c_ubyte * 128)]
-def by_handle(path):
+def by_handle(path, below=None):
     handle, mount = Handle(bytes=128), ctypes.c_int()
     to_fill = ctypes.byref(handle), ctypes.byref(mount)
     checked(libc.name_to_handle_at(-100, path.encode(), *to_fill, 0))
-    at = os.open(plan["granted"], os.O_RDONLY)
+    at = os.open(below or plan["granted"], os.O_RDONLY)
     opened = checked(libc.open_by_handle_at(at, ctypes.byref(handle), os.O_RDONLY))
     os.read(opened, 64)
+def limit_parent():
+    import resource
+    resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (64, 64))
+def fast_open():
+    with socket.socket() as peer:
+        peer.sendto(b"x", socket.MSG_FASTOPEN, ("127.0.0.1", plan["port"]))
+def multipath():
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as peer:
+        peer.connect(("127.0.0.1", plan["port"]))
+def datagram():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.sendto(b"x", ("127.0.0.1", plan["port"]))
+def lock_audit():
+    import fcntl
+    with open(plan["granted"] + "/file", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
 def ptrace():
     checked(libc.ptrace(16, os.getppid(), None, None))
 report = {{
@@ -84,6 +102,14 @@ report = {{
     "read disk": attempt(lambda: read(plan["disk"])),
     "read environment": attempt(lambda: read("/proc/%d/environ" % os.getppid())),
     "list processes": attempt(lambda: os.listdir("/proc")),
+    "change modes": attempt(lambda: os.chmod(plan["audit"], 0o666)),
+    "change times": attempt(lambda: os.utime(plan["audit"])),
+    "limit parent": attempt(limit_parent),
+    "fast open": attempt(fast_open),
+    "multipath": attempt(multipath),
+    "datagram": attempt(datagram),
+    "lock": attempt(lock_audit),
+    "read by handle below": attempt(lambda: by_handle(plan["shadowed"], plan["mounted"])),
     "connect": attempt(tcp_connect),
     "bind": attempt(tcp_bind),
     "abstract": attempt(abstract),
@@ -99,12 +125,19 @@ with open(state + "/report.json", "w") as file:
     json.dump(report, file)
 """
 
-# The attempts that only Landlock denies, and by which error.
+# The attempts that only Landlock and the filter of system calls deny, and by which error.
 DENIED_BY_LANDLOCK = {
+    "change times": errno.EPERM,
+    "limit parent": errno.EPERM,
+    "fast open": errno.EACCES,
+    "multipath": errno.EACCES,
+    "datagram": errno.EACCES,
+    "lock": errno.EPERM,
+    "read by handle below": errno.EPERM,
     "read sibling": errno.EACCES,
     "read shadow": errno.EACCES,
     "read through link": errno.EACCES,
-    "read by handle": errno.EACCES,
+    "read by handle": errno.EPERM,
     "read other state": errno.EACCES,
     "write other state": errno.EACCES,
     "read audit": errno.EACCES,
@@ -120,7 +153,8 @@ DENIED_BY_LANDLOCK = {
 # The parent has given its capability up and is of the same account, but no process of this one's
 # privilege may look into a program that was started with a capability.
 DENIED_ANYWAY = ("read environment", "ptrace")
-ALLOWED = ("read granted", "list granted", "write state")
+# A change of mode is done in appearance only.
+ALLOWED = ("read granted", "list granted", "write state", "change modes")
 
 
 class Scene:
@@ -132,6 +166,12 @@ class Scene:
         self.granted = self._tree("granted")
         self.sibling = self._tree("sibling")
         (self.granted / "link").symlink_to(self.sibling / "file")
+        # A bind mount below a granted path: its file system is open to handles as a whole.
+        self.shadowed = self._tree("shadowed")
+        self.mounted = self.granted / "mounted"
+        self.mounted.mkdir()
+        (self.shadowed / "inner").mkdir()
+        subprocess.run(["mount", "--bind", self.shadowed / "inner", self.mounted], check=True)
         self.other = site.source.state("other")
         for directory in (self.other.parent, self.other):
             directory.mkdir(mode=0o700)
@@ -159,6 +199,8 @@ class Scene:
             "other": str(self.other),
             "audit": str(self.site.source.audit_file),
             "disk": _disk(),
+            "shadowed": str(self.shadowed / "file"),
+            "mounted": str(self.mounted),
             "port": self._port,
             "abstract": self._abstract,
             "swap": swap,
@@ -201,7 +243,10 @@ def _disk() -> str:
 @pytest.fixture
 def scene(site: Site) -> Iterator[Scene]:
     with _listeners() as (port, abstract):
-        yield Scene(site, port, abstract)
+        scene = Scene(site, port, abstract)
+        yield scene
+        mounted = scene.parent / "moved/mounted"
+        subprocess.run(["umount", mounted if mounted.exists() else scene.mounted], check=True)
 
 
 @contextmanager
@@ -225,7 +270,9 @@ def test_nothing_is_reached_that_was_not_granted(scene: Scene) -> None:
     assert {name: report[name] for name in ALLOWED} == dict.fromkeys(ALLOWED, 0)
     assert {name: report[name] for name in DENIED_BY_LANDLOCK} == DENIED_BY_LANDLOCK
     assert all(report[name] in (errno.EACCES, errno.EPERM) for name in DENIED_ANYWAY)
-    assert _started(scene.site)["confinement"]["landlock"] == landlock.abi()
+    confinement = _started(scene.site)["confinement"]
+    assert (confinement["landlock"], confinement["seccomp"]) == (landlock.abi(), True)
+    assert stat.S_IMODE(scene.site.source.audit_file.stat().st_mode) == 0o640
 
 
 def test_control_without_landlock_each_attempt_would_have_succeeded(scene: Scene) -> None:
@@ -234,6 +281,7 @@ def test_control_without_landlock_each_attempt_would_have_succeeded(scene: Scene
     assert succeeded == {*ALLOWED, *DENIED_BY_LANDLOCK}
     assert all(report[name] != 0 for name in DENIED_ANYWAY)
     assert _started(scene.site)["confinement"]["landlock"] is None
+    assert stat.S_IMODE(scene.site.source.audit_file.stat().st_mode) == 0o666
 
 
 def test_a_link_swapped_in_during_the_run_leads_nowhere(scene: Scene) -> None:

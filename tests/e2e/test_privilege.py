@@ -176,11 +176,13 @@ def test_environment_and_descriptors_are_exactly_these(site: Site) -> None:
     processes_above = environment.pop("BORG_PULL_SESSION_PROCESSES")
     assert processes_above
     report_file = environment.pop("BORG_PULL_WRAP_REPORT")
-    assert Path(report_file).parent == Path(state) / "run"
+    assert Path(report_file).parent == site.source.home / "locks/luna"
     assert environment == {
         "PATH": "/usr/bin:/bin",
-        "HOME": state,
-        "TMPDIR": f"{state}/tmp",
+        "HOME": "/nonexistent",
+        "PYTHONNOUSERSITE": "1",
+        "BORG_HOST_ID": "borg-pull",
+        "TMPDIR": state,
         "LOGNAME": "borg-pull",
         "LC_ALL": "C.UTF-8",
         "BORG_BASE_DIR": state,

@@ -23,7 +23,8 @@ RUNTIME = Runtime(
     socket_wrapper=None, socket_dir="/run/sockets", home="/var/lib/x/", borg="/usr/bin/borg"
 )
 ENVIRONMENT = {
-    "PATH", "HOME", "TMPDIR", "LOGNAME", "LC_ALL", "BORG_BASE_DIR", "BORG_EXIT_CODES", "BORG_RSH",
+    "PATH", "HOME", "PYTHONNOUSERSITE", "BORG_HOST_ID", "TMPDIR", "LOGNAME", "LC_ALL",
+    "BORG_BASE_DIR", "BORG_EXIT_CODES", "BORG_RSH",
     "BORGSOCKETWRAP_SOCKET_PATH", "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK",
     "BORG_RELOCATED_REPO_ACCESS_IS_OK",
 }  # fmt: skip
