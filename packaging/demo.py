@@ -48,6 +48,7 @@ START_SECONDS = 20.0
 STEP_SECONDS = 100.0
 END_SECONDS = 20.0
 WIDTH = 100
+CHECK_LINES = 12  # of check: every warning there can be here, and the verdict
 # What of borg's --stats is worth a line.
 STATISTICS = ("Number of files", "Original size", "This archive", "All archives")
 
@@ -374,7 +375,7 @@ keys = ["{public}"]
     demo.screen.replacements[public] = f"ssh-ed25519 AAAA... {CLIENT}"
     demo.run(demo.admin, ["cat", str(demo.whitelist)], limit=20)
     admin = str(demo.programs / "borg-pull-admin")
-    demo.run(demo.admin, [admin, "check", str(demo.whitelist)], limit=4)
+    demo.run(demo.admin, [admin, "check", str(demo.whitelist)], limit=CHECK_LINES)
     lines = demo.run(demo.admin, [admin, "authorized-keys", str(demo.whitelist)], limit=2)
     demo.screen.check(
         "restrict,port-forwarding,command=" in lines and public.split()[1] in lines,

@@ -116,7 +116,7 @@ def test_shows_real_pulls_and_leaves_nothing(viewer: Viewer) -> None:
         "ok: an altered record is found",
     ):
         assert essential in output
-    assert re.search(r"/config.toml: sound: 1 client in 1 file, \d warnings?\n", output), output
+    assert re.search(r"/whitelist.toml: sound: 1 client in 1 file, \d warnings?\n", output), output
     if viewer.is_root:
         assert "root-only.txt: Permission denied" in output
         assert "ok: root's file was pulled, by the capability alone" in output
