@@ -251,7 +251,7 @@ def _run(
     runtime = settings.runtime
     command = borg.command(allowed, client, rules, runtime, socket_wrapper(settings))
     state = borg.state_directory(runtime, client)
-    lock, report = state_places(state, allowed.repository)
+    lock, report = state_places(borg.lock_directory(runtime, client), allowed.repository)
     source = _passphrase_source(rules)
     at_run_time = {
         "BORG_PULL_SESSION_PROCESSES": "sshd's processes of the session",
