@@ -28,6 +28,12 @@ if [ "$(id -u)" -ne 0 ]; then
     exit 1
 fi
 
+if [ "$(cat /proc/sys/fs/protected_hardlinks)" != 1 ]; then
+    # The program finds its runtime beside itself: linked into a directory of theirs, anybody's.
+    echo "install: accounts may link to files they do not own; run: sysctl fs.protected_hardlinks=1" >&2
+    exit 1
+fi
+
 project=$(cd "$(dirname "$0")/.." && pwd)
 bundle=$project/dist/borg-pull
 if [ ! -x "$bundle/borg-pull-source" ]; then

@@ -147,7 +147,11 @@ def test_cut_while_the_passphrase_is_awaited(site: Site, cut: str) -> None:
             f"create {repository.path} cut {data}", listener, stdin=b"", stdin_stays_open=True
         )
         pull.running("luna")
-        until(lambda: list((site.source.home / "locks/luna").glob("*.lock")), seconds=20, what="the lock")
+        until(
+            lambda: list((site.source.home / "locks/luna").glob("*.lock")),
+            seconds=20,
+            what="the lock",
+        )
         CUTS[cut](pull)
         _after(site, pull, listener, repository)
     (refused,) = site.source.audit()
