@@ -70,7 +70,6 @@ rm -rf "$new.old"
 
 install -d -o root -g borg-pull -m 0750 /etc/borg-pull
 install -d -o borg-pull -g borg-pull -m 0700 /var/lib/borg-pull
-install -d -o borg-pull -g borg-pull -m 0750 /var/log/borg-pull
 # Forwarded sockets: gone after a restart of the machine, and so must the directory come back.
 install -d -o root -g root -m 0755 /etc/tmpfiles.d
 echo 'd /run/borg-pull 0700 borg-pull borg-pull -' >/etc/tmpfiles.d/borg-pull.conf

@@ -9,11 +9,13 @@ other one, and those of the quickstart that cannot be, stand in ``EXCEPTIONS`` w
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import pwd
 import re
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -62,6 +64,8 @@ class Command:
     document: str
     prompt: str
     text: str
+    section: str = ""
+    """The heading it stands under."""
     output: list[str] = field(default_factory=list)
 
     @property
@@ -83,15 +87,18 @@ def blocks(document: Path, kinds: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 def commands(document: Path) -> list[Command]:
     found: list[Command] = []
-    for kind, text in blocks(document, ("sh", "console")):
-        if kind == "sh":
-            found += [Command(document.name, "", line) for line in text.splitlines() if line]
-        else:
-            found += console_commands(document.name, text)
+    for section in re.split(r"^(?=## )", document.read_text(), flags=re.MULTILINE):
+        heading = section.partition("\n")[0].removeprefix("## ")
+        for block in BLOCK.finditer(section):
+            if block["kind"] == "sh":
+                lines = block["text"].splitlines()
+                found += [Command(document.name, "", line, heading) for line in lines if line]
+            elif block["kind"] == "console":
+                found += console_commands(document.name, block["text"], heading)
     return found
 
 
-def console_commands(document: str, text: str) -> Iterator[Command]:
+def console_commands(document: str, text: str, section: str) -> Iterator[Command]:
     lines = iter(text.splitlines())
     command: Command | None = None
     for line in lines:
@@ -102,7 +109,7 @@ def console_commands(document: str, text: str) -> Iterator[Command]:
             continue
         if command is not None:
             yield command
-        command = Command(document, prompted["prompt"], prompted["command"])
+        command = Command(document, prompted["prompt"], prompted["command"], section)
         here = HERE_DOCUMENT.search(line)
         while here is not None:
             following = next(lines)
@@ -246,7 +253,7 @@ class TwoHosts:
         self._known = {"borg-pull": self.account}
         for number, path in enumerate(
             (
-                *("/opt/borg-pull", "/etc/borg-pull", "/var/lib/borg-pull", "/var/log/borg-pull"),
+                *("/opt/borg-pull", "/etc/borg-pull", "/var/lib/borg-pull", "/root"),
                 *("/run/borg-pull", "/etc/tmpfiles.d", "/etc/logrotate.d"),
                 *("/etc/ssh/sshd_config.d", "/srv/www"),
             )
@@ -254,7 +261,13 @@ class TwoHosts:
             # Short, for a socket's path has 107 bytes; the last component as it is in output.
             self._known[path] = f"{self.root}/{number}/{path.rpartition('/')[2]}"
             Path(self._known[path]).parent.mkdir()
-        for made_by_the_system in ("/etc/logrotate.d", "/etc/ssh/sshd_config.d", "/srv/www"):
+        self.directories = [path for path in self._known if path.startswith("/")]
+        for made_by_the_system in (
+            "/etc/logrotate.d",
+            "/etc/ssh/sshd_config.d",
+            "/srv/www",
+            "/root",
+        ):
             self.path(made_by_the_system).mkdir()
         self.sshd = PrivateSshd(workplace, self.path("/etc/ssh/sshd_config.d"))
         self.sshd.write_configuration()
@@ -315,8 +328,9 @@ class TwoHosts:
             "ssh-ed25519 AAAA... luna", key.read_text().strip() if key.exists() else ""
         )
 
-    def start_sshd(self) -> None:
+    def reload_sshd(self) -> None:
         """What a reload of the machine's sshd is."""
+        self.sshd.stop()
         self.sshd.start()
         known_hosts = self.home / ".ssh/known_hosts"
         known_hosts.write_text(self.sshd.known_hosts_line)
@@ -329,8 +343,7 @@ class TwoHosts:
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
         if command.prompt == "source#":
             where = self.checkout
-            environment["HOME"] = "/root"
-            os.umask(0o022)
+            environment["HOME"] = str(self.path("/root"))
         else:
             where = self.home
             environment["HOME"] = str(self.home)
@@ -349,6 +362,8 @@ class TwoHosts:
                 stderr=subprocess.STDOUT,
                 timeout=COMMAND_SECONDS,
                 check=False,
+                # Nothing the quickstart makes may depend on it; so the strictest in use.
+                umask=0o077 if command.prompt == "source#" else -1,
             )
             output.seek(0)
             said = output.read()
@@ -384,19 +399,13 @@ def pattern_of(lines: list[str], translated: Callable[[str], str]) -> re.Pattern
     return re.compile("".join(parts))
 
 
+UNINSTALL = "Uninstall"
+
+
 @pytest.mark.needs_root
 def test_quickstart(hosts: TwoHosts) -> None:
-    for command in commands(QUICKSTART):
-        if command.shown == STARTS_SSHD:
-            hosts.start_sshd()
-        if command.exception is not None:
-            continue
-        said = hosts.run(command)
-        if command.output:
-            expected = pattern_of(command.output, hosts.translated)
-            assert expected.fullmatch(said), f"{command.shown} said\n{said}"
-        if command.text == "ssh source hello":
-            assert_hello_as_documented(json.loads(said))
+    steps = commands(QUICKSTART)
+    follow(hosts, [command for command in steps if command.section != UNINSTALL])
     assert_forwards_nothing_else(hosts)
     www = hosts.path("/srv/www")
     restored = hosts.home / "borg-pull/restored" / www.relative_to("/")
@@ -405,6 +414,99 @@ def test_quickstart(hosts: TwoHosts) -> None:
         os.chown(path, 0, 0)
     assert differences(www, restored) == []
     until(lambda: not hosts.processes(), seconds=20, what="the end of all that was started")
+    follow(hosts, [command for command in steps if command.section == UNINSTALL])
+    assert_nothing_is_left(hosts)
+
+
+def follow(hosts: TwoHosts, steps: list[Command]) -> None:
+    """Do as the document says."""
+    for command in steps:
+        if command.shown == STARTS_SSHD:
+            hosts.reload_sshd()
+        if command.exception is not None:
+            continue
+        said = hosts.run(command)
+        if command.output:
+            expected = pattern_of(command.output, hosts.translated)
+            assert expected.fullmatch(said), f"{command.shown} said\n{said}"
+        if command.text == "ssh source hello":
+            assert_hello_as_documented(json.loads(said))
+
+
+def assert_nothing_is_left(hosts: TwoHosts) -> None:
+    """Of all that was installed on the source; the copy of the audit log is the admin's."""
+    kept = ("/root", "/srv/www", "/etc/logrotate.d", "/etc/tmpfiles.d", "/etc/ssh/sshd_config.d")
+    for known in hosts.directories:
+        if known in kept:
+            continue
+        assert not hosts.path(known).exists(), known
+    for directory in kept[2:]:
+        assert list(hosts.path(directory).iterdir()) == [], directory
+    assert (hosts.path("/root") / "audit.jsonl").stat().st_size > 0
+    with pytest.raises(KeyError):
+        pwd.getpwnam(hosts.account)
+    with pytest.raises(KeyError):
+        grp.getgrnam(hosts.account)
+    with pytest.raises(subprocess.CalledProcessError):
+        subprocess.run(["ssh-keygen", "-y", "-f", hosts.home / ".ssh/borg-pull"], check=True)
+
+
+SSH_THAT_HOLDS_ON = """\
+#!/bin/sh
+for word; do
+    case $word in
+        /*:/*) exec socat -u "UNIX-CONNECT:${word#*:}" - ;;
+    esac
+done
+"""
+TERMINATED = 143
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_pull_script_ends_what_it_started_when_it_is_ended(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    [script] = [
+        command.text
+        for command in commands(QUICKSTART)
+        if "> ~/borg-pull/pull-web1 <<" in command.text
+    ]
+    (tmp_path / "pull").write_text(script.partition("\n")[2].removesuffix("END"))
+    (tmp_path / "borg-pull").mkdir()
+    (tmp_path / "borg-pull/web1.passphrase").write_text("secret\n")
+    subprocess.run(
+        ["borg", "init", "--encryption=none", tmp_path / "borg-pull/web1"],
+        check=True,
+        env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ssh").write_text(SSH_THAT_HOLDS_ON)
+    (tmp_path / "bin/ssh").chmod(0o755)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {"HOME": str(tmp_path), "TMPDIR": str(temporary)}
+    pull = subprocess.Popen(
+        ["/bin/sh", tmp_path / "pull"],
+        env=environment | {"PATH": f"{tmp_path}/bin:/usr/bin:/bin"},
+    )
+
+    def started() -> list[processes.Process]:
+        return [one for one in processes.snapshot() if processes.mentions(one, str(tmp_path))]
+
+    def serves() -> bool:
+        listener = "UNIX-LISTEN"  # names borg serve in its own command line
+        return any(" serve " in one.command and listener not in one.command for one in started())
+
+    try:
+        until(serves, seconds=20, what="a borg serve that is connected")
+        pull.send_signal(number)
+        assert pull.wait(timeout=20) == TERMINATED
+        until(lambda: not started(), seconds=20, what="the end of what the script started")
+        assert list(temporary.iterdir()) == []
+    finally:
+        for one in started():
+            one.send(signal.SIGKILL)
+        pull.wait()
 
 
 def assert_forwards_nothing_else(hosts: TwoHosts) -> None:
