@@ -330,7 +330,8 @@ CONFINE_KEYS = (
         default="auto",
         default_text='`"auto"`',
         doc="Whether the kernel confines borg to the paths asked for: `required` runs nothing "
-        "where it cannot, `auto` runs and says so in the audit record, `off` does not ask.",
+        "where it cannot, `auto` runs and says so in the audit record, `off` does not ask, and "
+        "filters no system calls either.",
     ),
     Key(
         name="also_readable",
@@ -440,7 +441,7 @@ CLIENT_KEYS = (
         default=None,
         default_text="none",
         doc="Command whose first line of output is the passphrase; split like a shell would, run "
-        "without one and without the capability.",
+        "without one, without the capability and without a home (`HOME` is `/nonexistent`).",
     ),
     Key(
         name="passphrase_stdin",
