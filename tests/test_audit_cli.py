@@ -951,6 +951,14 @@ def test_since_takes_a_moment_or_refuses(text: str) -> None:
     assert re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z)?", moment)
 
 
+def test_numbers_of_any_length_are_shown() -> None:
+    """A borg that was taken over cannot write the log; whoever has the account can."""
+    assert size_text(10**4000).endswith(" PiB")
+    assert size_text(-5) == "-5 B"
+    for seconds in (float("inf"), float("nan"), -1.0, 10**4000):
+        assert duration_text(seconds) == "an impossible time"
+
+
 def test_sizes_and_durations_for_people() -> None:
     assert [size_text(n) for n in (0, 1023, 1024, 1 << 20, 3 << 39, 1 << 50, 1 << 62)] == [
         "0 B", "1023 B", "1.0 KiB", "1.0 MiB", "1.5 TiB", "1.0 PiB", "4096.0 PiB",

@@ -875,9 +875,13 @@ def since_of(text: str, now: float) -> str:
         ) from None
 
 
+_LARGEST = 1 << 80
+
+
 def size_text(size: int) -> str:
     """``size`` in bytes, for people, in IEC units."""
-    value = float(size)
+    # Whoever writes as the account can put down a number of any length.
+    value = float(max(0, min(size, _LARGEST)))
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if value < 1024:
             return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
@@ -887,6 +891,8 @@ def size_text(size: int) -> str:
 
 def duration_text(seconds: float) -> str:
     """``seconds``, for people."""
+    if not 0 <= seconds < _LARGEST:
+        return "an impossible time"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
