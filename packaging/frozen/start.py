@@ -61,6 +61,11 @@ else:
     from _frozen_importlib_external import ExtensionFileLoader
     from marshal import loads
 
+    # Each module of ours asks for it, for the compiler's sake; nothing looks inside.
+    future = type(sys)("__future__")
+    future.annotations = None  # type: ignore[attr-defined]
+    sys.modules["__future__"] = future
+
     # Importing makes thousands of objects and no garbage: looking for some five times over takes
     # 3 % of the start.
     gc.set_threshold(100_000)
