@@ -28,8 +28,7 @@ test: system-run .venv/project dist/frozen ## run the tests, from source and fro
 	borg14=$$(PYTHON=$(PYTHON) packaging/borg14.sh); \
 	BORG_PULL_BORG12=/usr/bin/borg \
 	BORG_PULL_BORG14="$$borg14" \
-	BORG_PULL_FROZEN="$(CURDIR)/dist/borg-pull" \
-	$(BIN)/python -m pytest -n 2
+	packaging/reachable.sh $(BIN)/python -m pytest -n 2
 
 .PHONY: check
 check: .venv/project ## ruff, strict mypy, import rules, exit codes unique, generated documentation current
@@ -44,7 +43,7 @@ frozen: dist/frozen ## make the frozen bundle dist/borg-pull
 
 .PHONY: bench
 bench: system-run .venv/project dist/frozen ## measure against the bare interpreter, socat and plain ssh, in one run
-	$(BIN)/python -m tests.bench
+	packaging/reachable.sh $(BIN)/python -m tests.bench
 
 .PHONY: clean
 clean: ## remove everything that was made here
