@@ -14,6 +14,8 @@ if [ "$(id -u)" -eq 0 ] && ! "${as_nobody[@]}" test -r "$PWD/packaging/reachable
     trap 'rm -rf "$place"' EXIT
     cp -a . "$place"
     chmod 0755 "$place"
+    # Under a strict umask the files are closed, too; the bundle has the modes it is tested for.
+    find "$place" -path "$place/dist" -prune -o ! -type l -exec chmod go+rX {} +
     cd "$place"
 fi
 BORG_PULL_FROZEN=$PWD/dist/borg-pull "$@"
