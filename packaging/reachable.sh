@@ -13,6 +13,8 @@ if [ "$(id -u)" -eq 0 ] && ! "${as_nobody[@]}" test -r "$PWD/packaging/reachable
     place=$(mktemp -d /var/lib/borg-pull-tree.XXXXXX)
     trap 'rm -rf "$place"' EXIT
     cp -a . "$place"
+    # The environment looks for the project where it was installed from.
+    sed -i "s|$PWD|$place|g" "$place"/.venv/lib/python3*/site-packages/__editable__*
     chmod 0755 "$place"
     # Under a strict umask the files are closed, too; the bundle has the modes it is tested for.
     find "$place" -path "$place/dist" -prune -o ! -type l -exec chmod go+rX {} +
