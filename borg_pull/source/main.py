@@ -368,7 +368,7 @@ def _answer_hello(
     runtime = settings.runtime
     _check_runtime(settings, trust)
     command = borg.version_command(runtime, client)
-    # Borg tells its version without the capability and of its own program's directory only.
+    # Borg tells its version without the capability, and without a confinement of its own.
     alone = confine.Confinement(capability=False, no_new_privs=True, landlock=None, seccomp=False)
     confinement = confine.planned(settings.confine.landlock)
     started = time.monotonic()
