@@ -73,6 +73,12 @@ def _after(site: Site, pull: Pull, listener: Listener, repository: Repository) -
 
 def _next_run_succeeds(site: Site, repository: Repository, data: Path) -> None:
     assert repository.archives() == []
+    # borg takes a lock for stale once its holder's pid is nobody's; a busy init reaps late.
+    until(
+        lambda: not processes.unreaped(site.account.uid),
+        seconds=20,
+        what="the killed processes to be reaped",
+    )
     result = site.pull(f"create {repository.path} next {data}", repository)
     # A borg that was killed leaves locks in its cache, which the next one finds to be stale.
     complaints = [line for line in result.complaints.splitlines() if "stale" not in line]

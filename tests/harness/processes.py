@@ -68,11 +68,18 @@ def read(pid: int) -> Process | None:
 
 
 def snapshot() -> list[Process]:
-    """Every process but zombies, which hold nothing any more."""
+    """Every process but zombies, which hold nothing any more but their pid."""
+    return [process for process in _everything() if process.state not in "ZX"]
+
+
+def unreaped(uid: int) -> list[Process]:
+    """The zombies of this user: what looks a pid up still finds them."""
+    return [process for process in _everything() if process.state == "Z" and uid in process.uids]
+
+
+def _everything() -> list[Process]:
     pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
-    return [
-        process for process in map(read, pids) if process is not None and process.state not in "ZX"
-    ]
+    return [process for process in map(read, pids) if process is not None]
 
 
 def of_account(uid: int) -> list[Process]:
