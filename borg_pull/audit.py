@@ -40,7 +40,8 @@ MAX_DEPTH = 32
 """Deepest nesting of a value, so that no statistics of borg's can exhaust the stack."""
 
 LOCK_SECONDS = 30.0
-"""How long a writer waits for the others before it gives up: a stopped one must not hang it."""
+"""How long a writer waits while no other gets on before it gives up: a stopped one must not hang
+it. While records are written it waits its turn, however many came before."""
 
 ROTATION_SECONDS = 0.25
 """How long a writer leaves the making of a new log to what has just moved the old one away.
@@ -245,7 +246,6 @@ def _body(event: str, common: Common, fields: Mapping[str, JSONValue]) -> tuple[
 
 def _open_locked(path: str) -> int:
     """The sidecar, open and locked for this writer alone; made when missing."""
-    deadline = time.monotonic() + LOCK_SECONDS
     while True:
         descriptor = _open_unless_socket(
             path,
@@ -253,7 +253,7 @@ def _open_locked(path: str) -> int:
         )
         try:
             _check(descriptor, path)
-            _lock(descriptor, path, deadline)
+            _lock(descriptor, path)
             # Someone may have put another file in its place while this writer waited; whoever
             # comes next would then lock that one.
             if _is_at(descriptor, path):
@@ -274,21 +274,67 @@ def _open_unless_socket(path: str, flags: int) -> int:
         raise
 
 
-def _lock(descriptor: int, path: str, deadline: float) -> None:
-    pause = 0.0001
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise AuditError(
-                    f"audit log {path}: another process has held the lock for "
-                    f"{LOCK_SECONDS:g} seconds",
-                    "look for a stopped borg-pull process with: fuser -v on this file",
-                ) from None
-        time.sleep(pause)
-        pause = min(pause * 2, 0.002)
+def _lock(descriptor: int, path: str) -> None:
+    if not _try_lock(descriptor):
+        _wait_in_line(descriptor, _Patience(descriptor, path))
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class _Patience:
+    """How long to wait for the lock: as long as those who hold it write records."""
+
+    def __init__(self, descriptor: int, path: str) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._seen = b""
+        self._since = time.monotonic()
+        self.is_over = False
+
+    def check(self, *_signal: object) -> None:
+        """Raises AuditError when nothing has been written for LOCK_SECONDS."""
+        now = time.monotonic()
+        content = os.pread(self._descriptor, SIDECAR_BYTES, 0)
+        if content != self._seen:
+            self._seen, self._since = content, now
+        elif now - self._since > LOCK_SECONDS and not self.is_over:
+            raise AuditError(
+                f"audit log {self._path}: another process has held the lock for "
+                f"{LOCK_SECONDS:g} seconds",
+                "look for a stopped borg-pull process with: fuser -v on this file",
+            )
+
+
+def _wait_in_line(descriptor: int, patience: _Patience) -> None:
+    """Wait in the kernel, which serves those who wait in the order they came.
+
+    Trying again and again instead took all processor time among 1,000 writers, and with
+    ``sync`` nine in ten of them gave up.
+    """
+    from borg_pull.linux.signals import ITIMER_REAL, SIGALRM, setitimer, signal
+
+    tick = LOCK_SECONDS / 30
+    try:
+        before = signal(SIGALRM, patience.check)
+    except ValueError:  # signals are the main thread's
+        while not _try_lock(descriptor):
+            patience.check()
+            time.sleep(tick / 50)
+        return
+    try:
+        # Repeated, for one signal could come just before the wait begins.
+        setitimer(ITIMER_REAL, tick, tick)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        patience.is_over = True
+    finally:
+        setitimer(ITIMER_REAL, 0)
+        signal(SIGALRM, before)
 
 
 def _is_at(descriptor: int, path: str) -> bool:

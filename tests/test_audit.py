@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
 import fcntl
@@ -16,6 +17,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
@@ -300,6 +302,57 @@ def test_a_stopped_writer_delays_the_others_no_longer_than_the_bound(
             append(path)
     append(path)
     assert_chain(path.read_bytes().splitlines())
+
+
+def test_a_writer_waits_its_turn_while_others_get_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that is: 1,000 slow records before its own are no reason to give up."""
+    append(path)
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with sidecar(path).open("rb") as opened:
+        patience = audit_module._Patience(opened.fileno(), str(path))
+        for _ in range(10):
+            append(path)
+            now += audit_module.LOCK_SECONDS * 2
+            patience.check()
+            now += audit_module.LOCK_SECONDS * 0.9
+            patience.check()
+        now += audit_module.LOCK_SECONDS * 0.2
+        with pytest.raises(AuditError, match="held the lock for 30 seconds"):
+            patience.check()
+
+
+@pytest.mark.parametrize("in_main_thread", [True, False])
+def test_a_wait_for_the_lock_leaves_no_timer_behind(path: Path, in_main_thread: bool) -> None:
+    append(path)
+    before = signal.getsignal(signal.SIGALRM)
+    with sidecar(path).open() as holder, concurrent.futures.ThreadPoolExecutor(2) as threads:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        if in_main_thread:
+            threads.submit(_release_when_awaited, holder.fileno())
+            append(path)
+        else:
+            waiting = threads.submit(append, path)
+            assert concurrent.futures.wait([waiting], 0.2).not_done
+            fcntl.flock(holder, fcntl.LOCK_UN)
+            waiting.result(30)
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert_chain(path.read_bytes().splitlines())
+
+
+def _release_when_awaited(descriptor: int) -> None:
+    awaited = f":{os.fstat(descriptor).st_ino} "
+    until(
+        lambda: any(
+            "->" in line and awaited in line for line in Path("/proc/locks").read_text().splitlines()
+        ),
+        seconds=20,
+        what="somebody to wait in line for the lock",
+    )
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def test_writers_killed_at_any_moment_leave_a_log_that_goes_on(path: Path) -> None:

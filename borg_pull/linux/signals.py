@@ -5,6 +5,8 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from signal import (
+        ITIMER_REAL,
+        SIGALRM,
         SIG_DFL,
         SIGHUP,
         SIGINT,
@@ -14,10 +16,13 @@ if TYPE_CHECKING:
         SIGTERM,
         SIGXFSZ,
         set_wakeup_fd,
+        setitimer,
         signal,
     )
 else:
     from _signal import (
+        ITIMER_REAL,
+        SIGALRM,
         SIG_DFL,
         SIGHUP,
         SIGINT,
@@ -27,10 +32,13 @@ else:
         SIGTERM,
         SIGXFSZ,
         set_wakeup_fd,
+        setitimer,
         signal,
     )
 
 __all__ = [
+    "ITIMER_REAL",
+    "SIGALRM",
     "SIGHUP",
     "SIGINT",
     "SIGKILL",
@@ -40,5 +48,6 @@ __all__ = [
     "SIGXFSZ",
     "SIG_DFL",
     "set_wakeup_fd",
+    "setitimer",
     "signal",
 ]
