@@ -345,10 +345,9 @@ def test_a_wait_for_the_lock_leaves_no_timer_behind(path: Path, in_main_thread: 
 
 def _release_when_awaited(descriptor: int) -> None:
     awaited = f":{os.fstat(descriptor).st_ino} "
+    locks = Path("/proc/locks")
     until(
-        lambda: any(
-            "->" in line and awaited in line for line in Path("/proc/locks").read_text().splitlines()
-        ),
+        lambda: any("->" in one and awaited in one for one in locks.read_text().splitlines()),
         seconds=20,
         what="somebody to wait in line for the lock",
     )

@@ -6,8 +6,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from signal import (
         ITIMER_REAL,
-        SIGALRM,
         SIG_DFL,
+        SIGALRM,
         SIGHUP,
         SIGINT,
         SIGKILL,
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 else:
     from _signal import (
         ITIMER_REAL,
-        SIGALRM,
         SIG_DFL,
+        SIGALRM,
         SIGHUP,
         SIGINT,
         SIGKILL,
