@@ -34,7 +34,7 @@ done < <(find "$bundle/_internal" -type f -name '*.so*' -print0)
 
 find "$bundle" -type d -exec chmod 0755 {} +
 find "$bundle" -type f -exec chmod 0644 {} +
-chmod 0755 "$bundle"/borg-pull-*
+chmod 0755 "$bundle"/borg-pull "$bundle"/borg-pull-*
 find "$bundle" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 
 if [ "$(id -u)" -eq 0 ]; then

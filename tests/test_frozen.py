@@ -99,6 +99,46 @@ def test_an_unserved_request_loads_no_slow_module(tmp_path: Path) -> None:
         "import borg_pull.source.main\n"
         "print(json.dumps(sorted(set(sys.modules) - before)))\n"
     )
+    loaded = _loaded_by(script, tmp_path)
+    slow = {"re", "typing", "enum", "json", "datetime", "subprocess", "logging", "socket", "signal"}
+    slow |= {"dataclasses", "inspect", "hashlib", "shlex", "pathlib", "functools", "collections"}
+    assert loaded & slow == set()
+    assert "borg_pull.source.judge" in loaded
+
+
+# What is in the bundle for the backup server's program alone (PULL_NEEDS in the spec).
+FOR_ONE_PROGRAM = {"_ssl", "asyncio", "ctypes", "sqlite3", "ssl", "typing_extensions", "xml"}
+
+
+def test_what_the_backup_server_needs_costs_the_admins_program_nothing(tmp_path: Path) -> None:
+    """The control: what does import one of them is seen to."""
+    script = (
+        "import json, sys\n"
+        "from click.testing import CliRunner\n"
+        "from borg_pull.admin.main import cli\n"
+        f"config = {str(PROJECT / 'tests/samples/good/every-key.toml')!r}\n"
+        "for command in (['check', config], ['explain', config, 'luna', 'hello'],\n"
+        "                ['audit', 'show', '/dev/null'], ['authorized-keys', config]):\n"
+        "    CliRunner().invoke(cli, command)\n"
+        "print(json.dumps(sorted(sys.modules)))\n"
+    )
+    loaded = _loaded_by(script, tmp_path)
+    assert loaded & FOR_ONE_PROGRAM == set()
+    assert "borg_pull.admin.audit" in loaded
+    assert "sqlite3" in _loaded_by(f"import sqlite3\n{script}", tmp_path)
+
+
+def test_the_frozen_notification_library_finds_its_services() -> None:
+    """It looks for files; a service whose module has no such file is unknown to it."""
+    plugins = frozen_bundle() / "_internal/apprise/plugins"
+    modules = {path.stem for path in plugins.glob("*.pyc")} - {"__init__", "base"}
+    assert {"discord", "ntfy"} <= modules
+    assert modules <= {path.name for path in plugins.iterdir() if not path.suffix}
+    assert (plugins / "matrix").is_dir()
+
+
+def _loaded_by(script: str, cwd: Path) -> set[str]:
+    """The list of names that ``script`` prints."""
     done = subprocess.run(
         [
             PROJECT / ".venv/bin/python",
@@ -110,13 +150,9 @@ def test_an_unserved_request_loads_no_slow_module(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        cwd=tmp_path,
+        cwd=cwd,
     )
-    loaded = set(json.loads(done.stdout))
-    slow = {"re", "typing", "enum", "json", "datetime", "subprocess", "logging", "socket", "signal"}
-    slow |= {"dataclasses", "inspect", "hashlib", "shlex", "pathlib", "functools", "collections"}
-    assert loaded & slow == set()
-    assert "borg_pull.source.judge" in loaded
+    return set(json.loads(done.stdout))
 
 
 def _path() -> list[str]:

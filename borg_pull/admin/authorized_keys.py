@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 import click
 
 from borg_pull.admin import host
-from borg_pull.admin.output import put
 from borg_pull.errors import ConfigurationError, RequestError
+from borg_pull.output import put
 from borg_pull.source.installation import main_file, program_beside
 from borg_pull.source.whitelist import ClientRules, load, public_key_blob
 from borg_pull.trust import Trust

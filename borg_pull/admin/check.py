@@ -20,9 +20,9 @@ from typing import Literal, TypedDict
 import click
 
 from borg_pull.admin import host
-from borg_pull.admin.output import print_lines, put
 from borg_pull.audit import sidecar_of
 from borg_pull.errors import ConfigurationError, printable
+from borg_pull.output import print_lines, put
 from borg_pull.source.installation import (
     client_directory,
     main_file,

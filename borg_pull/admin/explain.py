@@ -15,13 +15,13 @@ from typing import Literal, TypedDict
 import click
 
 from borg_pull.admin import host
-from borg_pull.admin.output import print_lines, put
 from borg_pull.errors import (
     BorgPullError,
     ConfigurationError,
     NotAllowedError,
     printable,
 )
+from borg_pull.output import print_lines, put
 from borg_pull.source import borg, confine
 from borg_pull.source.installation import (
     client_file,

@@ -22,6 +22,7 @@ PROGRAMS = {
     "borg-pull-source": "borg_pull.source.main",
     "borg-pull-socket-wrap": "borg_pull.wrap.main",
     "borg-pull-admin": "borg_pull.admin.main",
+    "borg-pull": "borg_pull.pull.main",
 }
 CAPABILITY = "cap_dac_read_search=ep"
 
@@ -76,6 +77,11 @@ class Programs:
     def admin(self) -> Path:
         """The admin's program."""
         return self.directory / "borg-pull-admin"
+
+    @property
+    def pull(self) -> Path:
+        """The backup server's program."""
+        return self.directory / "borg-pull"
 
 
 @functools.cache

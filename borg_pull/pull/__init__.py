@@ -1,0 +1,1 @@
+"""The backup server's side: pulls, keeps their history, and tells what is stale."""
