@@ -211,13 +211,6 @@ def test_one_key_stands_for_one_client(tmp_path: Path) -> None:
     ]
 
 
-def test_warns_of_a_socket_name_that_two_clients_could_use(tmp_path: Path) -> None:
-    nonce = "a" * 16
-    clients = f'[client.luna]\n[client."luna.{nonce}"]\n[client."luna.{nonce[1:]}"]\n'
-    answer = run("check", write(tmp_path / "config.toml", RUNTIME + clients), "--json")
-    assert codes(answer)["socket-name-clash"] == f"client.luna.{nonce}"
-
-
 def test_warns_of_many_clients_in_the_main_file(tmp_path: Path) -> None:
     def configured(count: int) -> Answer:
         clients = "".join(f"[client.c{number}]\npaths = ['/']\n" for number in range(count))

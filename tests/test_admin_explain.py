@@ -155,7 +155,11 @@ def test_rules_in_the_clients_own_file(config: Path) -> None:
     ("client", "exit_", "reason"),
     [
         ("stella", 77, "client stella is not in the whitelist"),
-        ("../luna", 78, "'../luna' is no client name"),
+        (
+            "../luna",
+            78,
+            "'../luna' is no client name (letters, digits, '.', '_', '-', up to 64)",
+        ),
     ],
 )
 def test_a_client_that_is_none(config: Path, client: str, exit_: int, reason: str) -> None:

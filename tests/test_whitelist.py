@@ -294,6 +294,10 @@ class TestFaults:
             (RUNTIME + "[client.'a\\n']\n", "is no client name"),
             (RUNTIME + "[client.'²']\n", "is no client name"),
             (RUNTIME + f"[client.{'a' * 65}]\n", "is no client name"),
+            (
+                RUNTIME + f"[client.'luna.{'a' * 16}']\n",
+                f"client.luna.{'a' * 16}: is no client name: its socket could be that of one run",
+            ),
             (RUNTIME + "[client.web.example]\n", 'write [client."web.example"]'),
         ],
     )

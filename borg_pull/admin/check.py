@@ -325,10 +325,6 @@ def _look_at_rules(
     for name, rules in clients.items():
         for code, key, message in _risks(rules):
             notes.add(code, key, message, name)
-        owner = _socket_name_owner(name)
-        if owner in clients:
-            message = f"client {owner} can ask for the socket name that is this client's"
-            notes.add("socket-name-clash", "", message, name)
 
 
 class _HostView:
@@ -594,13 +590,6 @@ def _check_passphrase_file(path: str, trust: Trust) -> None:
     content = read_file(path, trust, limit=MAX_PASSPHRASE_FILE, own=True, secret=True)
     if not content.partition(b"\n")[0].rstrip(b"\r"):
         raise ConfigurationError(f"{path} yields no passphrase", "its first line is empty")
-
-
-def _socket_name_owner(client: str) -> str | None:
-    """The client that could name ``CLIENT.sock`` as its own ``NAME.NONCE.sock``."""
-    name, _, nonce = client.rpartition(".")
-    fits = name and 16 <= len(nonce) <= 64 and nonce.isalnum()
-    return name if fits else None
 
 
 def _risks(rules: ClientRules) -> Iterator[tuple[str, str, str]]:

@@ -39,7 +39,7 @@ from borg_pull.source.whitelist import (
     ClientRules,
     Settings,
     SourceFile,
-    is_client_name,
+    client_name_fault,
     load,
 )
 from borg_pull.trust import Trust
@@ -170,8 +170,9 @@ def explanation(config: str, client: str, request: str) -> Report:
 def _explain(report: Report, command: bytes) -> None:
     """The forced command's own steps, up to where it would act. Raises BorgPullError."""
     client = report["client"]
-    if not is_client_name(client):
-        raise ConfigurationError(f"{client!a} is no client name", "see authorized_keys")
+    unfit = client_name_fault(client)
+    if unfit is not None:
+        raise ConfigurationError(f"{client!a} {unfit}", "see authorized_keys")
     program = program_beside("borg-pull-source")
     trust = Trust(enforced=host.has_capability(program), uid=os.geteuid())
     main = main_file(report["config"], trust)

@@ -164,8 +164,9 @@ def _invocation(arguments: list[str], environment: Mapping[bytes, bytes]) -> Inv
             f"usage, in authorized_keys: {PROGRAM} CONFIG_FILE CLIENT_NAME",
         )
     _, config, client = arguments
-    if not whitelist.is_client_name(client):
-        raise ConfigurationError(f"{client!a} is no client name", "see authorized_keys")
+    unfit = whitelist.client_name_fault(client)
+    if unfit is not None:
+        raise ConfigurationError(f"{client!a} {unfit}", "see authorized_keys")
     return Invocation(
         config=config,
         client=client,

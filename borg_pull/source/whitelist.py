@@ -15,6 +15,7 @@ from borg_pull.source.request import (
     VERBS,
     compression_fault,
     exclude_fault,
+    nonce_fault,
     path_fault,
     quoted,
     repository_fault,
@@ -495,17 +496,23 @@ _TABLES: dict[str, tuple[Key, ...]] = {
 _CLIENTS = "client"
 
 
-def is_client_name(name: str) -> bool:
-    """Whether ``name`` fits: letters, digits and ``._-``, first a letter or digit, at most 64.
-
-    The name becomes part of a socket's and a directory's name and the host of borg's URL.
-    """
-    return (
+def client_name_fault(name: str) -> str | None:
+    """What makes ``name`` unfit: it becomes part of a socket's and a directory's name and the host
+    of borg's URL."""
+    if not (
         0 < len(name) <= 64
         and name.isascii()
         and name[0].isalnum()
         and all(character.isalnum() or character in "._-" for character in name)
-    )
+    ):
+        return "is no client name (letters, digits, '.', '_', '-', up to 64)"
+    other, _, nonce = name.rpartition(".")
+    if other and nonce_fault(nonce) is None:
+        return (
+            f"is no client name: its socket could be that of one run of a client {other}; "
+            "shorten what follows the last dot to 15 characters, or put a '-' or '_' in it"
+        )
+    return None
 
 
 class Examined(Record):
@@ -713,12 +720,9 @@ def _settings(check: _Check, document: dict[str, object]) -> Settings | None:
 
 def _client(check: _Check, name: str, table: object, prefix: str) -> ClientRules | None:
     """The client's rules, None when anything is wrong with them."""
-    sound = is_client_name(name)
-    if not sound:
-        check.fault(
-            prefix or name,
-            "is no client name (letters, digits, '.', '_', '-', up to 64)",
-        )
+    unfit = client_name_fault(name)
+    if unfit is not None:
+        check.fault(prefix or name, unfit)
     checked = check.values(table, CLIENT_KEYS, prefix)
     if checked is None:
         return None
@@ -727,7 +731,7 @@ def _client(check: _Check, name: str, table: object, prefix: str) -> ClientRules
     contradictions = _contradictions(rules, wrong)
     for key, message in contradictions:
         check.fault(_joined(prefix, key), message)
-    return rules if sound and not wrong and not contradictions else None
+    return rules if unfit is None and not wrong and not contradictions else None
 
 
 def _contradictions(rules: ClientRules, wrong: frozenset[str]) -> list[tuple[str, str]]:

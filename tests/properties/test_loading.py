@@ -13,7 +13,7 @@ from borg_pull.source.whitelist import (
     SourceFile,
     Whitelist,
     WhitelistError,
-    is_client_name,
+    client_name_fault,
     load,
     load_settings,
 )
@@ -122,8 +122,15 @@ def test_a_clients_own_file(table: dict[str, object], damage: str, name: str) ->
 @example("a\n")
 @example("a" * 65)
 @example("..")
+@example("luna." + "a" * 15)
+@example("luna." + "a" * 16)
+@example("luna.b." + "a" * 16)
+@example("luna." + "a" * 8 + "-" + "a" * 8)
+@example("a" * 64)
 def test_client_names(name: str) -> None:
-    assert is_client_name(name) is bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name))
+    fits = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name)
+    of_one_run = re.search(r"\.[A-Za-z0-9]{16,64}\Z", name)
+    assert (client_name_fault(name) is None) is bool(fits and not of_one_run)
 
 
 def test_the_strategy_reaches_both_answers() -> None:
