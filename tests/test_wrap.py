@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -615,7 +616,24 @@ def test_listener_that_accepts_nothing(scene: Scene) -> None:
                 client = waiting.enter_context(socket.socket(socket.AF_UNIX))
                 client.setblocking(False)
                 client.connect(str(scene.path))
-        refused(scene, 69, "too many connections wait at")
+        refused(scene, 69, "a foreign session holds", "or this one is stopped")
+
+
+def test_listener_that_is_late_to_accept(scene: Scene) -> None:
+    """The control: a queue that is full for a moment is waited for."""
+    with contextlib.ExitStack() as waiting:
+        scene.listener = waiting.enter_context(socket.socket(socket.AF_UNIX))
+        scene.listener.bind(str(scene.path))
+        scene.listener.listen(0)
+        first = waiting.enter_context(socket.socket(socket.AF_UNIX))
+        first.connect(str(scene.path))
+        scene.start()
+        time.sleep(0.3)
+        scene.listener.accept()[0].close()
+        peer = scene.accept()
+        os.write(scene.stdin.outer, b"late, but in time")
+        assert peer.recv(100) == b"late, but in time"
+        assert scene.finish(peer) == (0, "")
 
 
 @pytest.mark.needs_root
@@ -726,7 +744,7 @@ def assert_nothing_sent(scene: Scene, *words: str) -> None:
     write_all(scene.stdin.outer, b"secret")
     peer = scene.accept()
     assert peer.recv(100) == b""
-    assert_refusal(*scene.wait(), 69, "is not this session's", "nothing was sent", *words)
+    assert_refusal(*scene.wait(), 69, "a foreign session holds", "nothing was sent", *words)
     assert scene.reported()[-1].startswith("end 0 0 69 ")
     assert "connected 0 0 0" not in scene.reported()
 
@@ -790,7 +808,7 @@ def test_listener_whose_pid_has_another_process_now(
     )
     assert done.returncode == exit_code, done.stderr
     if exit_code:
-        assert_refusal(done.returncode, done.stderr, exit_code, "is not this session's")
+        assert_refusal(done.returncode, done.stderr, exit_code, "a foreign session holds")
 
 
 def knows_peer_pidfd() -> bool:

@@ -128,7 +128,7 @@ def _run_borg(
         reported = report.take(held.report_path)
         lost = [root.path for root in roots if not root.is_in_place()]
         found = finding(ending, reported, allowed, client, rules, lost)
-        _clean_up(forwarded, client, found, reported)
+        _clean_up(forwarded, found, reported)
         _record_end(trail, ending, found, reported)
     except Exception as error:
         fault = _fault(error)
@@ -264,18 +264,15 @@ def _wrap_environment(forwarded: peer.ForwardedSocket, held: state.Claim) -> dic
 
 
 def _clean_up(
-    forwarded: peer.ForwardedSocket,
-    client: str,
-    found: Finding,
-    reported: report.WrapReport | None,
+    forwarded: peer.ForwardedSocket, found: Finding, reported: report.WrapReport | None
 ) -> None:
-    """Remove the socket's file, unless it serves another session."""
-    peer.remove_stale(os.path.dirname(forwarded.path), client)
+    """Remove the socket's file, unless it serves another session, and what others left."""
     served = reported.connected if reported is not None else found.exit in (0, 1)
     if served:
         peer.remove_socket(forwarded)
     else:
         peer.remove_unless_foreign(forwarded.path)
+    peer.remove_deserted(os.path.dirname(forwarded.path))
 
 
 def _record_start(
@@ -406,6 +403,8 @@ def _answer_hello(
         },
     }
     _write(1, encode(answer))
+    # A name that ssh could not forward to reaches us in no other request.
+    peer.remove_deserted(socket_dir)
     return 0
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 
 from borg_pull.errors import SocketError
 from borg_pull.linux import process
 from borg_pull.record import Record
-from borg_pull.source.request import nonce_fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_STALE_AFTER = 3600.0  # seconds
-_MAX_STALE = 1000
+    _Identity = tuple[int, int, int]
+
+OURS = "ours"
+FOREIGN = "foreign"
+DESERTED = "deserted"
+
+_MAX_DESERTED = 1000  # that one request removes
+# Of this network namespace, which is sshd's (proc_pid_net(5), unix.c in the kernel's net/unix).
+_SOCKET_TABLE = "/proc/self/net/unix"
 _MAX_USER_AUTH = 64 * 1024  # bytes
 
 
@@ -33,8 +38,8 @@ class ForwardedSocket(Record):
     """A forwarded socket as it was found before the run."""
 
     path: str
-    identity: tuple[int, int]
-    """Device and inode."""
+    identity: _Identity
+    """Device, inode and time of binding: a file system may use an inode's number again."""
     session_processes: tuple[tuple[int, int], ...]
     """(pid, start time) of the processes above us, of which sshd's session process is one."""
     evidence: tuple[int, ...]
@@ -116,7 +121,7 @@ def forwarded_socket(path: str) -> ForwardedSocket:
         )
     return ForwardedSocket(
         path=path,
-        identity=(status.st_dev, status.st_ino),
+        identity=_identity_of(status),
         session_processes=processes,
         evidence=tuple(process.open_stat(pid) for pid, _ in processes),
     )
@@ -131,64 +136,65 @@ def remove_socket(socket: ForwardedSocket) -> None:
 
     sshd leaves it behind, and the next forwarding to the same name would fail.
     """
-    _remove(socket.path, socket.identity)
+    _remove(os.fsencode(socket.path), socket.identity)
 
 
 def remove_unless_foreign(path: str) -> None:
-    """Remove the socket at ``path`` if this session's sshd listens on it, or nobody.
+    """Remove the socket at ``path`` if this session's sshd listens on it, or nobody has it.
 
     For requests that were not served: ssh refuses to run the next one while the name is taken.
     Asking costs the peer's listener a connection without a byte.
     """
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return
-    if stat.S_ISSOCK(status.st_mode) and not _is_foreign(path):
-        _remove(path, (status.st_dev, status.st_ino))
+    place = os.fsencode(path)
+    identity = _identity(place)
+    if identity is not None and holder(place) != FOREIGN:
+        _remove(place, identity)
 
 
-def remove_stale(directory: str, client: str) -> None:
-    """Remove the client's sockets of single runs that nobody has listened on for an hour.
+def remove_deserted(directory: str) -> None:
+    """Remove the sockets in ``directory`` that nobody has any more, whoever's they were.
 
-    A forced command that was killed leaves its own behind. Younger ones are left alone: asking
-    who listens costs the listener a connection, which a run that is about to start may need.
+    A session that ends leaves its own behind unless its forced command removed them, and each
+    keeps a name, and an inode, from those who come next. The kernel's table tells which are in
+    use: asking a listener would cost it a connection, which a run about to start may need.
     """
-    oldest = time.time() - _STALE_AFTER
+    above = os.fsencode(directory)
     try:
-        names = [name for name in os.listdir(directory) if _is_of_one_run(name, client)]
-        for name in names[:_MAX_STALE]:
-            path = f"{directory}/{name}"
-            status = os.lstat(path)
-            if stat.S_ISSOCK(status.st_mode) and status.st_mtime < oldest and _is_deserted(path):
-                _remove(path, (status.st_dev, status.st_ino))
+        names = os.listdir(above)
     except OSError:
-        # Another run of this client removed one first, or will.
         return
+    used = _names_in_use(above) if names else None
+    if used is None:
+        return
+    silent: list[tuple[bytes, _Identity]] = []
+    for name in [name for name in names if name not in used][:_MAX_DESERTED]:
+        identity = _identity(b"%b/%b" % (above, name))
+        if identity is not None and _listener_at(b"%b/%b" % (above, name)) is None:
+            silent.append((name, identity))
+    # Read again: one bound in between refuses connections until its process listens.
+    used = _names_in_use(above) if silent else None
+    for name, identity in silent:
+        if used is not None and name not in used:
+            _remove(b"%b/%b" % (above, name), identity)
 
 
-def _is_of_one_run(name: str, client: str) -> bool:
-    nonce = name.removeprefix(f"{client}.").removesuffix(".sock")
-    return name == f"{client}.{nonce}.sock" and nonce_fault(nonce) is None
+def holder(path: bytes) -> str:
+    """Who has the socket at ``path``: OURS, FOREIGN or DESERTED.
+
+    OURS: this session's sshd listens on it. FOREIGN: another process has it, or there is no
+    telling. DESERTED: nobody listens, and nobody is about to.
+    """
+    found = _listener_at(path)
+    if found is not None:
+        return found
+    # sshd binds a socket and then listens on it: in between it refuses connections as well.
+    directory, name = os.path.split(path)
+    used = _names_in_use(directory)
+    return FOREIGN if used is None or name in used else DESERTED
 
 
-def _is_deserted(path: str) -> bool:
-    import _socket
-
-    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    connection.setblocking(False)
-    try:
-        connection.connect(path)
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
-    finally:
-        connection.close()
-    return False
-
-
-def _is_foreign(path: str) -> bool:
+def _listener_at(path: bytes) -> str | None:
+    """OURS or FOREIGN, None when the socket at ``path`` refuses the connection."""
     import _socket
 
     from borg_pull.linux.sockets import listener_of
@@ -198,20 +204,84 @@ def _is_foreign(path: str) -> bool:
     connection.setblocking(False)
     try:
         connection.connect(path)
-        return listener_of(connection).identity not in _session_processes()
+        is_ours = listener_of(connection).identity in _session_processes()
+        return OURS if is_ours else FOREIGN
     except ConnectionRefusedError:
-        return False
+        return None
     except OSError:
-        return True
+        return FOREIGN
     finally:
         connection.close()
 
 
-def _remove(path: str, identity: tuple[int, int]) -> None:
+def _names_in_use(directory: bytes) -> set[bytes] | None:
+    """The names in ``directory`` that processes have sockets bound to, however they spell its
+    path; None when the kernel does not tell."""
+    table = b""
+    try:
+        there = os.stat(directory)
+        descriptor = os.open(_SOCKET_TABLE, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while block := os.read(descriptor, 1 << 16):
+                table += block
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
+    names: dict[bytes, set[bytes]] = {}
+    for line in table.split(b"\n"):
+        # Num RefCount Protocol Flags Type St Inode Path
+        path = line.split(maxsplit=7)[7:]
+        above, slash, name = path[0].rpartition(b"/") if path else (b"", b"", b"")
+        if slash:
+            names.setdefault(above, set()).add(name)
+    return {name for above in names if _is_at(b"/" + above, there) for name in names[above]}
+
+
+def _is_at(path: bytes, directory: os.stat_result) -> bool:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == (directory.st_dev, directory.st_ino)
+
+
+def _identity(path: bytes) -> _Identity | None:
+    """What tells the socket at ``path`` from any other; None when there is none."""
     try:
         status = os.lstat(path)
-        if (status.st_dev, status.st_ino) == identity:
-            os.unlink(path)
     except OSError:
-        # Gone already, or the directory is not writable: the next forwarding will tell.
+        return None
+    return _identity_of(status) if stat.S_ISSOCK(status.st_mode) else None
+
+
+def _identity_of(status: os.stat_result) -> _Identity:
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _remove(path: bytes, identity: _Identity) -> None:
+    """Remove the socket at ``path`` if it is the one of that ``identity``.
+
+    Between a look at a name and its removal it can come to be another's. So what has the name is
+    moved to one that nobody else knows, looked at there, and put back if it is not the one.
+    """
+    if _identity(path) != identity:
+        return
+    taken = b"%b/.%b" % (os.path.dirname(path), os.urandom(16).hex().encode())
+    try:
+        os.rename(path, taken)
+    except OSError:
+        # Gone already, or no room for another name, or the directory is not writable.
+        taken = path
+    try:
+        if _identity(taken) == identity:
+            os.unlink(taken)
+        elif taken != path:
+            try:
+                # Unlike a renaming, this takes the name from nobody who has bound it meanwhile.
+                os.link(taken, path)
+            finally:
+                os.unlink(taken)
+    except OSError:
+        # The next forwarding will tell.
         return

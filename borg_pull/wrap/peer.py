@@ -6,7 +6,7 @@ import errno
 import os
 import select
 import stat
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
+from _socket import AF_UNIX, SO_SNDTIMEO, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
 
 from borg_pull.errors import RequestError, SocketError
 from borg_pull.linux.sockets import listener_of
@@ -21,6 +21,10 @@ SESSION_PROCESSES = "BORG_PULL_SESSION_PROCESSES"
 
 _MAX_PATH = 107  # bytes: sun_path without its terminating NUL, unix(7)
 _SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5
+# struct timeval: seconds and microseconds, 64 bits each.
+_ROOM_WITHIN = (2).to_bytes(8, "little") + bytes(8)
+_NO_LIMIT = bytes(16)
+_NAME_OF_ITS_OWN = "have ssh forward to a name of this run alone, and say it with --socket NONCE"
 
 
 class Endpoint(Record):
@@ -64,8 +68,9 @@ def connect(path: bytes) -> socket:
     shown = os.fsdecode(path)
     forward = f"forward one with ssh -R {shown}:LOCAL_SOCKET"
     connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
-    # A full queue of a listener that accepts nothing would hold a blocking connect for ever.
-    connection.setblocking(False)
+    # A full queue of a listener that accepts nothing would hold a blocking connect for ever; one
+    # that accepts, as every sshd does at once, has room again in less.
+    connection.setsockopt(SOL_SOCKET, SO_SNDTIMEO, _ROOM_WITHIN)
     try:
         connection.connect(path)
     except FileNotFoundError:
@@ -84,11 +89,13 @@ def connect(path: bytes) -> socket:
         ) from None
     except BlockingIOError:
         raise SocketError(
-            f"too many connections wait at {shown}", "its listener accepts none: forward it anew"
+            f"a foreign session holds {shown}, or this one is stopped: connections wait there and "
+            "nobody takes them",
+            _NAME_OF_ITS_OWN,
         ) from None
     except OSError as error:
         raise SocketError(f"cannot connect to {shown}: {error.strerror}", forward) from error
-    connection.setblocking(True)
+    connection.setsockopt(SOL_SOCKET, SO_SNDTIMEO, _NO_LIMIT)
     return connection
 
 
@@ -135,6 +142,7 @@ def _is_alive(connection: socket) -> bool:
 
 def _foreign(path: bytes, listener: str) -> SocketError:
     return SocketError(
-        f"{os.fsdecode(path)} is not this session's: {listener} listens there",
-        "nothing was sent; use a socket name of this client's own",
+        f"a foreign session holds {os.fsdecode(path)}: {listener} listens there, which is no "
+        "process of this session; nothing was sent",
+        _NAME_OF_ITS_OWN,
     )
