@@ -1,0 +1,374 @@
+"""Many jobs: who may run beside whom, who comes back later, and how it went as a whole.
+
+One thread an attempt, all decisions and all records in the thread that calls `Batch.run`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from borg_pull.errors import BorgPullError, InternalError
+from borg_pull.pull.config import Config
+from borg_pull.pull.ledger import Ledger
+from borg_pull.pull.outcome import ORDER, Outcome, Verdict
+from borg_pull.pull.pull import (
+    USUAL_RUNS,
+    Attempt,
+    Emit,
+    Places,
+    Stop,
+    Task,
+    UnreachableError,
+    attempt,
+    hello,
+)
+from borg_pull.pull.source import Greeting, remembered
+
+FIRST_PAUSE = 15.0
+LONGEST_PAUSE = 300.0
+LOCK_PAUSE = 1.0
+"""Seconds between two looks whether another process has given a repository free."""
+GREETING_DAYS = 1
+_STALE_GREETING_EXITS = (64, 69, 77, 78, 255)
+"""What a source may answer when it is not any more what it said it was."""
+
+
+@dataclass
+class _Pending:
+    task: Task
+    usual_duration: float
+    not_before: float = 0.0
+    attempts: int = 0
+    give_up_at: float | None = None
+    """When a busy source is not asked any more."""
+    run: int | None = None
+    log: Path | None = None
+    began: float = 0.0
+
+
+@dataclass
+class _Done:
+    pending: _Pending
+    attempt: Attempt | None
+    error: BorgPullError | None
+    greeting: Greeting | None
+    asked_anew: bool
+    locks: ExitStack
+
+
+class Batch:
+    """One call of ``borg-pull run``."""
+
+    def __init__(
+        self,
+        config: Config,
+        ledger: Ledger,
+        places: Places,
+        state_dir: Path,
+        *,
+        workers: int,
+        passphrase: Callable[[Task], bytes | None],
+        emit: Emit,
+        stop: Stop,
+    ) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._places = places
+        self._state_dir = state_dir
+        self._workers = workers
+        self._passphrase = passphrase
+        self._emit_line = emit
+        self._stop = stop
+        self._messages: queue.SimpleQueue[dict[str, Any] | _Done | None] = queue.SimpleQueue()
+        self._running: list[_Pending] = []
+        self.verdicts: dict[str, str] = {}
+        """By job, as far as they have ended: a `Verdict`, or ``skipped``."""
+
+    def run(self, tasks: Iterable[Task]) -> Verdict:
+        """Run them all; the worst verdict."""
+        pending = sorted(map(self._pending, tasks), key=lambda one: -one.usual_duration)
+        while pending or self._running:
+            if self._stop.reason is not None:
+                for one in pending:
+                    self._give_up(one, self._stop.reason)
+                pending = []
+            else:
+                for one in self._startable(pending):
+                    pending.remove(one)
+                    if not self._start(one):
+                        pending.append(one)
+            if self._running or pending:
+                pending += self._listen(pending)
+        return max(
+            (v for v in self.verdicts.values() if v in ORDER), key=ORDER.index, default="success"
+        )
+
+    def wake(self) -> None:
+        """Have `run` look around; after `Stop.set`, from any thread or signal."""
+        self._messages.put(None)
+
+    def _pending(self, task: Task) -> _Pending:
+        last = self._ledger.successes(task.name, 1)
+        duration = last[0].duration if last else None
+        # What is not known is taken for long: started late it would end last.
+        return _Pending(task, float("inf") if duration is None else duration)
+
+    def _startable(self, pending: list[_Pending]) -> list[_Pending]:
+        """Those that may start now, with what runs and with each other."""
+        now = time.monotonic()
+        taken = {one.task.repository.path for one in self._running}
+        storages = Counter(one.task.repository.storage for one in self._running)
+        free = self._workers - len(self._running)
+        chosen: list[_Pending] = []
+        for one in pending:
+            repository = one.task.repository
+            if len(chosen) >= free:
+                break
+            if one.not_before > now or repository.path in taken:
+                continue
+            if repository.storage is not None:
+                if (
+                    storages[repository.storage]
+                    >= self._config.storage[repository.storage].max_runs
+                ):
+                    continue
+                storages[repository.storage] += 1
+            taken.add(repository.path)
+            chosen.append(one)
+        return chosen
+
+    def _start(self, one: _Pending) -> bool:
+        """Start an attempt, or end the job; False when it must wait for another process."""
+        locks = ExitStack()
+        task = one.task
+        if not self._locked(locks, f"job-{task.name}"):
+            self._skip(one)
+            return True
+        if not self._has_resources(locks, task):
+            locks.close()
+            return self._is_waited_out(one)
+        if one.run is None:
+            self._begin(one)
+        one.attempts += 1
+        self._running.append(one)
+        greeting = self._remembered(task)
+        usual = [row.original_size for row in self._ledger.successes(task.name, USUAL_RUNS)]
+        sizes = [size for size in usual if size is not None]
+        threading.Thread(
+            target=self._attempt, args=(one, greeting, sizes, locks), name=task.name
+        ).start()
+        return True
+
+    def _is_waited_out(self, one: _Pending) -> bool:
+        """Have it wait for another process of ours; true when it has waited long enough."""
+        if not self._overdue(one):
+            one.not_before = time.monotonic() + LOCK_PAUSE
+            return False
+        reason = "another borg-pull has used its repository or storage all the time"
+        self._give_up(one, reason)
+        return True
+
+    def _has_resources(self, locks: ExitStack, task: Task) -> bool:
+        digest = hashlib.sha256(os.fsencode(task.repository.path.resolve())).hexdigest()[:16]
+        if not self._locked(locks, f"repository-{digest}"):
+            return False
+        storage = task.repository.storage
+        if storage is None:
+            return True
+        slots = range(self._config.storage[storage].max_runs)
+        return any(self._locked(locks, f"storage-{storage}-{slot}") for slot in slots)
+
+    def _locked(self, locks: ExitStack, name: str) -> bool:
+        """Take the lock of this name among all processes of this state directory."""
+        directory = self._state_dir / "locks"
+        directory.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        locks.callback(os.close, descriptor)
+        return True
+
+    def _begin(self, one: _Pending) -> None:
+        task = one.task
+        logs = self._state_dir / "logs"
+        logs.mkdir(mode=0o700, exist_ok=True)
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        one.log = logs / f"{task.name}-{stamp}.log"
+        one.log.touch(mode=0o600)
+        one.began = time.monotonic()
+        one.run = self._ledger.begin(
+            task.name, task.source_name, task.repository_name, kind="create", log=str(one.log)
+        )
+        self._emit(one, {"event": "run_start", "log": str(one.log)})
+
+    def _attempt(
+        self, one: _Pending, greeting: Greeting | None, sizes: list[int], locks: ExitStack
+    ) -> None:
+        """In a thread of its own: one attempt, and whatever comes of it as one message."""
+        result: Attempt | None = None
+        fault: BorgPullError | None = None
+        asked = greeting is None
+        assert one.log is not None
+        try:
+            with one.log.open("ab") as log:
+                while True:
+                    greeting = greeting or hello(
+                        one.task.source, one.task.source_name, self._places.known_hosts
+                    )
+                    result = attempt(
+                        one.task,
+                        greeting,
+                        self._places,
+                        passphrase=lambda: self._passphrase(one.task),
+                        usual_sizes=sizes,
+                        log=log,
+                        emit=lambda event: self._messages.put({"pending": one, **event}),
+                        stop=self._stop,
+                        deadline=one.began + one.task.job.deadline.total_seconds(),
+                    )
+                    if asked or result.exit not in _STALE_GREETING_EXITS:
+                        break
+                    # What was remembered of the source may be out of date.
+                    greeting, asked = None, True
+        except BorgPullError as error:
+            fault = error
+        except OSError as error:
+            fault = UnreachableError(f"{error.filename or 'the system refused'}: {error.strerror}")
+        except Exception as error:  # noqa: BLE001 - one job's fault must not end the others
+            fault = InternalError(f"unexpected {type(error).__name__}: {error}", "please report it")
+        self._messages.put(_Done(one, result, fault, greeting, asked, locks))
+
+    def _listen(self, pending: list[_Pending]) -> list[_Pending]:
+        """Wait for one message and act on it; what is to be tried again."""
+        try:
+            message = self._messages.get(timeout=self._patience(pending))
+        except queue.Empty:
+            return []
+        if message is None:
+            return []
+        if isinstance(message, _Done):
+            return self._end(message)
+        one = message.pop("pending")
+        self._emit(one, message)
+        return []
+
+    def _patience(self, pending: list[_Pending]) -> float | None:
+        now = time.monotonic()
+        moments = [one.not_before - now for one in pending if one.not_before > now]
+        return min(moments) + 0.01 if moments else None
+
+    def _end(self, done: _Done) -> list[_Pending]:
+        one = done.pending
+        self._running.remove(one)
+        done.locks.close()
+        if done.asked_anew:
+            self._remember(one.task, done.greeting)
+        result = done.attempt
+        if done.error is not None or result is None:
+            error = done.error.line() if done.error else "no result"
+            self._finish(one, Attempt(Outcome("failure", error, None)))
+            return []
+        if result.busy and self._stop.reason is None and not self._overdue(one):
+            self._pause(one, result)
+            return [one]
+        self._finish(one, result)
+        return []
+
+    def _overdue(self, one: _Pending) -> bool:
+        """Whether the retry window is over; opens it at the first call."""
+        now = time.monotonic()
+        if one.give_up_at is None:
+            one.give_up_at = now + one.task.job.retry_window.total_seconds()
+        return now >= one.give_up_at
+
+    def _pause(self, one: _Pending, result: Attempt) -> None:
+        assert one.give_up_at is not None
+        pause = min(FIRST_PAUSE * 2 ** (one.attempts - 1), LONGEST_PAUSE)
+        one.not_before = min(time.monotonic() + pause, one.give_up_at)
+        self._emit(
+            one,
+            {
+                "event": "retry",
+                "attempt": one.attempts,
+                "seconds": round(max(0.0, one.not_before - time.monotonic()), 1),
+                "reason": result.outcome.error,
+            },
+        )
+
+    def _skip(self, one: _Pending) -> None:
+        task = one.task
+        reason = "the job is still running in another borg-pull"
+        run = one.run or self._ledger.begin(
+            task.name, task.source_name, task.repository_name, kind="create", log=None
+        )
+        self._ledger.finish(run, "skipped", error=reason)
+        self.verdicts[task.name] = "skipped"
+        one.run = run
+        self._emit(one, {"event": "run_end", "outcome": "skipped", "error": reason})
+
+    def _give_up(self, one: _Pending, reason: str) -> None:
+        """End a job that never started, or that waited for another try."""
+        if one.run is None:
+            self._begin(one)
+        self._finish(one, Attempt(Outcome("failure", reason, None)))
+
+    def _finish(self, one: _Pending, result: Attempt) -> None:
+        assert one.run is not None
+        verdict = result.outcome
+        fields: dict[str, Any] = {
+            "attempt": one.attempts,
+            "exit": result.exit,
+            "borg_code": verdict.borg_code,
+            "session": result.session,
+            "archive": result.archive,
+            "archive_id": result.archive_id,
+            "files": result.files,
+            "original_size": result.original_size,
+            "new_size": result.new_size,
+            "duration": round(time.monotonic() - one.began, 3),
+            "error": verdict.error,
+        }
+        self._ledger.finish(one.run, verdict.verdict, **fields)
+        self.verdicts[one.task.name] = verdict.verdict
+        self._emit(one, {"event": "run_end", "outcome": verdict.verdict, **fields})
+
+    def _remembered(self, task: Task) -> Greeting | None:
+        text = self._ledger.state(f"greeting:{task.source_name}")
+        if text is None:
+            return None
+        day, _, said = text.partition(" ")
+        today = datetime.now(UTC).date().toordinal()
+        is_fresh = day.isdigit() and 0 <= today - int(day) <= GREETING_DAYS
+        return remembered(said) if is_fresh else None
+
+    def _remember(self, task: Task, greeting: Greeting | None) -> None:
+        today = datetime.now(UTC).date().toordinal()
+        text = None if greeting is None else f"{today} {greeting.to_json()}"
+        self._ledger.set_state(f"greeting:{task.source_name}", text)
+
+    def _emit(self, one: _Pending, event: dict[str, Any]) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._emit_line(
+            {
+                "event": event.pop("event"),
+                "time": now.replace("+00:00", "Z"),
+                "job": one.task.name,
+                "run": one.run,
+                **event,
+            }
+        )

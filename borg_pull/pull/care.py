@@ -1,0 +1,125 @@
+"""Retention and verification of a job's archives: prune, compact, check.
+
+Nothing is deleted before the archives on record have been found in the repository. A hostile
+source can delete what it may write, and an append-only repository merely keeps that from being
+final; pruning it, which this host does without that restriction, would make it so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from borg_pull.errors import BorgPullError, ConfigurationError
+from borg_pull.pull.config import Retention
+from borg_pull.pull.ledger import Ledger
+from borg_pull.pull.pull import Task
+from borg_pull.pull.repository import Archive, LocalRepository
+
+NAMED = 5
+"""How many missing archives a message names."""
+
+
+class MissingArchivesError(BorgPullError):
+    """Archives on record are not in the repository any more: an alarm, not a nuisance."""
+
+    exit_code = 2
+    meaning = "archives are missing"
+
+    def __init__(self, job: str, missing: Sequence[str]) -> None:
+        names = ", ".join(missing[:NAMED])
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        super().__init__(
+            f"job {job}: {len(missing)} archives on record are missing from the repository: "
+            f"{names}{more}",
+            "nothing was deleted; find out who did that, the repository's transactions before it "
+            f"can be had back; if it was you, run: borg-pull forget {job}",
+        )
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning did, or with a dry run would have done."""
+
+    kept: list[Archive]
+    deleted: list[Archive]
+
+
+def missing(task: Task, repository: LocalRepository, ledger: Ledger, glob: str) -> list[str]:
+    """Names of the archives that are on record and not in the repository."""
+    present = {archive.id for archive in repository.archives(glob)}
+    return [name for id_, name in ledger.kept(task.name).items() if id_ not in present]
+
+
+def prune(
+    task: Task,
+    repository: LocalRepository,
+    ledger: Ledger,
+    glob: str,
+    *,
+    dry_run: bool = False,
+) -> Pruned:
+    """Delete the job's archives that its retention does not keep, and free their space.
+
+    Raises MissingArchivesError, ConfigurationError, RepositoryError.
+    """
+    retention = task.job.retention
+    if retention is None:
+        raise ConfigurationError(f"job {task.name} has no retention", "see pull.toml")
+    before = repository.archives(glob)
+    present = {archive.id for archive in before}
+    lost = [name for id_, name in ledger.kept(task.name).items() if id_ not in present]
+    if lost:
+        raise MissingArchivesError(task.name, lost)
+    words = ["prune", "--list", "--glob-archives", glob, *keep_options(retention)]
+    if dry_run:
+        answer = repository.run([*words, "--dry-run", str(repository.repository.path)])
+        doomed = _would_prune(answer.stderr, before)
+        return Pruned([one for one in before if one not in doomed], doomed)
+    repository.run([*words, str(repository.repository.path)])
+    after = {archive.id for archive in repository.archives(glob)}
+    deleted = [archive for archive in before if archive.id not in after]
+    ledger.mark_gone(task.name, [archive.id for archive in deleted])
+    if retention.compact and deleted:
+        repository.run(["compact", str(repository.repository.path)])
+    return Pruned([one for one in before if one.id in after], deleted)
+
+
+def keep_options(retention: Retention) -> list[str]:
+    """borg's options for the rules."""
+    options: list[str] = []
+    for name, value in retention:
+        if name.startswith("keep_") and value is not None:
+            options += [f"--{name.replace('_', '-')}", str(value)]
+    return options
+
+
+def check(
+    task: Task, repository: LocalRepository, on_line: Callable[[bytes], None] | None = None
+) -> float:
+    """Verify the repository as the job says; seconds it took. Raises RepositoryError.
+
+    With ``max_duration`` borg checks a slice of the repository, and the next one from there on
+    (borg check, "partial checks"); that needs ``--repository-only``.
+    """
+    rules = task.job.check
+    if rules is None:
+        raise ConfigurationError(f"job {task.name} has no check", "see pull.toml")
+    words = ["check"]
+    if rules.max_duration is not None:
+        seconds = max(1, int(rules.max_duration.total_seconds()))
+        words += ["--repository-only", "--max-duration", str(seconds)]
+    elif rules.verify_data:
+        words.append("--verify-data")
+    elif task.repository.key_on == "source":
+        words.append("--repository-only")
+    started = time.monotonic()
+    repository.run([*words, str(task.repository.path)], on_line=on_line)
+    return time.monotonic() - started
+
+
+def _would_prune(listing: str, before: Sequence[Archive]) -> list[Archive]:
+    """borg says ``Would prune: NAME ... TIME [ID]`` on a line each."""
+    doomed = [line for line in listing.splitlines() if line.startswith("Would prune:")]
+    return [archive for archive in before if any(f"[{archive.id}]" in line for line in doomed)]

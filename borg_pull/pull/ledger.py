@@ -1,0 +1,295 @@
+"""The ledger: what ran, when, and what came of it. SQLite in WAL mode.
+
+A run is begun in the ledger before anything of it starts, and finished after everything of it has
+ended. One that is found unfinished while the process that began it is gone was interrupted; the
+next start records that (`Ledger.recover`).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from borg_pull.errors import SystemRefusedError
+from borg_pull.linux.process import start_time
+
+BUSY_SECONDS = 30.0
+"""How long a writer waits for another one."""
+
+Kind = Literal["create", "check", "prune", "compact", "verify", "restore"]
+
+# Each entry is one version of the schema; none is ever changed once released.
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE run (
+        id INTEGER PRIMARY KEY,
+        job TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        source TEXT NOT NULL,
+        repository TEXT NOT NULL,
+        started REAL NOT NULL,
+        finished REAL,
+        outcome TEXT,
+        attempt INTEGER NOT NULL DEFAULT 0,
+        exit INTEGER,
+        borg_code INTEGER,
+        session TEXT,
+        archive TEXT,
+        archive_id TEXT,
+        files INTEGER,
+        original_size INTEGER,
+        new_size INTEGER,
+        duration REAL,
+        error TEXT,
+        log TEXT,
+        gone REAL,
+        pid INTEGER NOT NULL,
+        pid_start INTEGER
+    ) STRICT;
+    CREATE INDEX run_of_job ON run (job, kind, started);
+    CREATE INDEX run_by_outcome ON run (job, kind, outcome, started);
+    CREATE INDEX run_unfinished ON run (id) WHERE outcome IS NULL;
+    CREATE INDEX run_by_time ON run (started);
+    CREATE INDEX run_kept ON run (job, archive_id) WHERE archive_id IS NOT NULL AND gone IS NULL;
+    CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    """,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row; sizes in bytes, times in UTC."""
+
+    id: int
+    job: str
+    kind: str
+    source: str
+    repository: str
+    started: datetime
+    finished: datetime | None
+    outcome: str | None
+    """``success``, ``warning``, ``failure``, ``interrupted``, ``skipped``; None while it runs."""
+    attempt: int
+    exit: int | None
+    """ssh's exit code, which is the source's."""
+    borg_code: int | None
+    session: str | None
+    """UUID in the source's audit log."""
+    archive: str | None
+    archive_id: str | None
+    files: int | None
+    original_size: int | None
+    new_size: int | None
+    """Deduplicated size of what the archive added."""
+    duration: float | None
+    """Seconds, tries and pauses included."""
+    error: str | None
+    log: str | None
+    gone: datetime | None
+    """When the archive was deleted on purpose."""
+
+
+_COLUMNS = tuple(one.name for one in fields(Run))
+_UPDATABLE = frozenset(_COLUMNS) - {"id", "job", "kind", "source", "repository", "started"}
+
+
+class Ledger:
+    """The ledger at ``path``, made when missing. Threads may share one, and processes the file.
+
+    Raises SystemRefusedError when it cannot be opened or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._faults():
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._database = sqlite3.connect(
+                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._one_at_a_time = threading.Lock()
+            self._database.execute("PRAGMA journal_mode = WAL")
+            # A power cut may not take a finished run back.
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._migrate()
+
+    def close(self) -> None:
+        """Close it."""
+        self._database.close()
+
+    def begin(
+        self, job: str, source: str, repository: str, *, kind: str = "create", log: str | None
+    ) -> int:
+        """A run that is about to start; its id."""
+        mine = os.getpid()
+        row = self._write(
+            "INSERT INTO run (job, kind, source, repository, started, log, pid, pid_start)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (job, kind, source, repository, _now(), log, mine, start_time(mine)),
+        )
+        assert row is not None
+        return row
+
+    def update(self, run: int, **values: Any) -> None:
+        """Set columns of a run."""
+        unknown = values.keys() - _UPDATABLE
+        if unknown:
+            raise ValueError(f"no columns of a run: {sorted(unknown)}")
+        assignments = ", ".join(f"{name} = ?" for name in values)
+        self._write(
+            f"UPDATE run SET {assignments} WHERE id = ?",  # noqa: S608 - names from a fixed set
+            (*values.values(), run),
+        )
+
+    def finish(self, run: int, outcome: str, **values: Any) -> None:
+        """A run has ended, and how."""
+        self.update(run, finished=_now(), outcome=outcome, **values)
+
+    def recover(self) -> list[Run]:
+        """Record as interrupted what a process that is gone has left unfinished; those runs."""
+        rows = self._rows("SELECT id, pid, pid_start FROM run WHERE outcome IS NULL", ())
+        lost = [run for run, pid, start in rows if start is None or start_time(pid) != start]
+        for run in lost:
+            self._write(
+                "UPDATE run SET outcome = 'interrupted', finished = ?, error = ?"
+                " WHERE id = ? AND outcome IS NULL",
+                (_now(), "borg-pull was killed, or the machine went down", run),
+            )
+        return [found for found in map(self.get, lost) if found is not None]
+
+    def get(self, run: int) -> Run | None:
+        """The run of that id."""
+        return next(iter(self._runs("WHERE id = ?", (run,))), None)
+
+    def last(
+        self, job: str, *, kind: str = "create", outcomes: Sequence[str] | None = None
+    ) -> Run | None:
+        """The latest run of a job, of those that ended in one of ``outcomes``."""
+        if outcomes is None:
+            found = self._runs(
+                "WHERE job = ? AND kind = ? ORDER BY started DESC, id DESC LIMIT 1", (job, kind)
+            )
+        else:
+            # One index look-up an outcome: with `outcome IN` SQLite would sort all of the job's.
+            found = [
+                run
+                for outcome in outcomes
+                for run in self._runs(
+                    "WHERE job = ? AND kind = ? AND outcome = ?"
+                    " ORDER BY started DESC, id DESC LIMIT 1",
+                    (job, kind, outcome),
+                )
+            ]
+        return max(found, key=lambda run: (run.started, run.id), default=None)
+
+    def successes(self, job: str, limit: int) -> list[Run]:
+        """The latest runs of a job that made an archive, newest first."""
+        return self._runs(
+            "WHERE job = ? AND kind = 'create' AND outcome IN ('success', 'warning')"
+            " ORDER BY started DESC, id DESC LIMIT ?",
+            (job, limit),
+        )
+
+    def kept(self, job: str) -> dict[str, str]:
+        """The archives that must be in the repository: id to name."""
+        rows = self._rows(
+            "SELECT archive_id, archive FROM run WHERE job = ?"
+            " AND archive_id IS NOT NULL AND gone IS NULL AND kind = 'create'",
+            (job,),
+        )
+        return dict(rows)
+
+    def mark_gone(self, job: str, archive_ids: Sequence[str]) -> None:
+        """These archives of the job were deleted on purpose."""
+        for archive_id in archive_ids:
+            self._write(
+                "UPDATE run SET gone = ? WHERE job = ? AND archive_id = ?",
+                (_now(), job, archive_id),
+            )
+
+    def runs(
+        self, job: str | None = None, *, limit: int = 50, since: datetime | None = None
+    ) -> list[Run]:
+        """Runs of one job or all, newest first."""
+        conditions, values = ["started >= ?"], [0.0 if since is None else since.timestamp()]
+        parameters: list[Any] = list(values)
+        if job is not None:
+            conditions.append("job = ?")
+            parameters.append(job)
+        return self._runs(
+            f"WHERE {' AND '.join(conditions)} ORDER BY started DESC, id DESC LIMIT ?",
+            (*parameters, limit),
+        )
+
+    def unfinished(self) -> list[Run]:
+        """What runs now."""
+        return self._runs("WHERE outcome IS NULL ORDER BY id", ())
+
+    def state(self, key: str) -> str | None:
+        """What was remembered under ``key``."""
+        rows = list(self._rows("SELECT value FROM state WHERE key = ?", (key,)))
+        return rows[0][0] if rows else None
+
+    def set_state(self, key: str, value: str | None) -> None:
+        """Remember ``value``, or forget the key."""
+        if value is None:
+            self._write("DELETE FROM state WHERE key = ?", (key,))
+        else:
+            self._write("INSERT OR REPLACE INTO state (key, value) VALUES (?, ?)", (key, value))
+
+    def _migrate(self) -> None:
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise SystemRefusedError(
+                f"{self._path} is of a newer borg-pull (version {version} of its schema)",
+                "update this one",
+            )
+        if version == len(MIGRATIONS):
+            return
+        self._database.execute("BEGIN IMMEDIATE")
+        # Another process may have been first.
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        for migration in MIGRATIONS[version:]:
+            for statement in migration.split(";"):
+                self._database.execute(statement)
+        self._database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        self._database.execute("COMMIT")
+
+    def _write(self, statement: str, values: Sequence[Any]) -> int | None:
+        with self._faults(), self._one_at_a_time:
+            return self._database.execute(statement, values).lastrowid
+
+    def _rows(self, statement: str, values: Sequence[Any]) -> list[Any]:
+        with self._faults(), self._one_at_a_time:
+            return self._database.execute(statement, values).fetchall()
+
+    def _runs(self, rest: str, values: Sequence[Any]) -> list[Run]:
+        columns = ", ".join(_COLUMNS)
+        return [_run(row) for row in self._rows(f"SELECT {columns} FROM run {rest}", values)]  # noqa: S608 - fixed text
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise SystemRefusedError(
+                f"ledger {self._path}: {error}", "look at its disk, owner and mode"
+            ) from error
+
+
+def _run(row: Sequence[Any]) -> Run:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    for name in ("started", "finished", "gone"):
+        if values[name] is not None:
+            values[name] = datetime.fromtimestamp(values[name], UTC)
+    return Run(**values)
+
+
+def _now() -> float:
+    return datetime.now(UTC).timestamp()

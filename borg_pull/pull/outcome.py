@@ -1,0 +1,102 @@
+"""What a pull came to: success, warning or failure, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from borg_pull.pull import ssh
+from borg_pull.pull.source import Transcript
+
+Verdict = Literal["success", "warning", "failure"]
+
+ORDER: tuple[Verdict, ...] = ("success", "warning", "failure")
+"""Best first; a run of several jobs is as bad as its worst, and its exit code is the place here."""
+
+BUSY = 75
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known when everything has ended."""
+
+    ssh_exit: int | None
+    """None when it was ended by us; negative for a signal."""
+    given_up: str | None
+    """Why we ended it, if we did."""
+    connected: bool
+    """Whether borg at the source reached ``borg serve``."""
+    transcript: Transcript
+    ssh_said: str
+    archive_id: str | None
+    """Of the archive that was looked up after the run; None: it is not in the repository."""
+    lookup_error: str | None
+    """Why the repository could not be asked."""
+    original_size: int | None
+    minimum_size: int
+    usual_size: int | None
+    """Median of the last ones."""
+    shrink_alarm: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The verdict and one line on it; ``error`` is None for success."""
+
+    verdict: Verdict
+    error: str | None
+    borg_code: int | None
+
+
+def judge(evidence: Evidence) -> Outcome:
+    """The verdict: never by an exit code alone, and never a success without the archive."""
+    result = evidence.transcript.result or {}
+    borg_code = result.get("borg_code") if isinstance(result.get("borg_code"), int) else None
+    failure = _failure(evidence, result)
+    if failure is not None:
+        return Outcome("failure", failure, borg_code)
+    warning = _warning(evidence, result)
+    if warning is not None:
+        return Outcome("warning", warning, borg_code)
+    return Outcome("success", None, borg_code)
+
+
+def is_busy(evidence: Evidence) -> bool:
+    """Whether the source asked to come back later."""
+    return evidence.ssh_exit == BUSY and evidence.given_up is None
+
+
+def _failure(evidence: Evidence, result: dict[str, object]) -> str | None:
+    last = _last_words(evidence)
+    if evidence.given_up is not None:
+        return evidence.given_up
+    if evidence.ssh_exit == ssh.CONNECTION_FAILED:
+        return f"ssh: {last or 'the connection failed'}"
+    if evidence.ssh_exit not in (0, 1):
+        said = result.get("error")
+        return (said if isinstance(said, str) else None) or last or f"exit {evidence.ssh_exit}"
+    if evidence.lookup_error is not None:
+        return f"the archive could not be looked up: {evidence.lookup_error}"
+    if evidence.archive_id is None:
+        return "the source reported success, but the archive is not in the repository"
+    if evidence.original_size is not None and evidence.original_size < evidence.minimum_size:
+        return (
+            f"the archive holds {evidence.original_size} bytes, "
+            f"less than the minimum_size of {evidence.minimum_size}"
+        )
+    return None
+
+
+def _warning(evidence: Evidence, result: dict[str, object]) -> str | None:
+    if evidence.ssh_exit != 0:
+        said = result.get("error")
+        return (said if isinstance(said, str) else None) or _last_words(evidence) or "borg warned"
+    size, usual = evidence.original_size, evidence.usual_size
+    if size is not None and usual and size < usual * evidence.shrink_alarm:
+        return f"the archive shrank to {size} bytes; the last ones held {usual}"
+    return None
+
+
+def _last_words(evidence: Evidence) -> str | None:
+    complaints = evidence.transcript.complaints or []
+    return complaints[-1] if complaints else (evidence.ssh_said or None)

@@ -1,0 +1,112 @@
+"""What a run shows while it runs: lines for people, or one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Protocol, Self
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from borg_pull.errors import printable
+
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def size(count: float) -> str:
+    """A number of bytes in IEC units."""
+    unit = 0
+    while count >= 1024 and unit < len(UNITS) - 1:
+        count /= 1024
+        unit += 1
+    return f"{count:.0f} {UNITS[unit]}" if unit == 0 else f"{count:.1f} {UNITS[unit]}"
+
+
+class Screen(Protocol):
+    """Takes a batch's events as they come."""
+
+    def show(self, event: dict[str, Any]) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class JsonScreen:
+    """One JSON object a line on standard output."""
+
+    def show(self, event: dict[str, Any]) -> None:
+        sys.stdout.write(json.dumps(event, separators=(",", ":")) + "\n")
+        sys.stdout.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to put back."""
+
+
+class PeopleScreen:
+    """A live line for each running job on a terminal; elsewhere a line for each end alone."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self._quiet = quiet
+        self._live = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.fields[name]}"),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, event: dict[str, Any]) -> None:
+        kind, job = event["event"], event["job"]
+        if kind == "run_start":
+            self._tasks[job] = self._live.add_task("", total=None, name=job, text="connecting")
+        elif kind == "progress":
+            self._live.update(self._tasks[job], text=_progress_text(event))
+        elif kind == "retry":
+            text = f"busy, again in {event['seconds']:.0f} s: {event['reason']}"
+            self._live.update(self._tasks[job], text=printable(text))
+        elif kind == "run_end":
+            if job in self._tasks:
+                self._live.remove_task(self._tasks.pop(job))
+            if not self._quiet or event["outcome"] in ("warning", "failure"):
+                self._console.print(end_line(event), style=_STYLES.get(event["outcome"], ""))
+
+
+_STYLES = {"success": "green", "warning": "yellow", "failure": "bold red", "skipped": "dim"}
+
+
+def _progress_text(event: dict[str, Any]) -> str:
+    rate = event["read_bytes"] / event["elapsed"] if event["elapsed"] else 0.0
+    return (
+        f"{event['files']} files, {size(event['read_bytes'])} read, "
+        f"{size(event['new_bytes'])} new, {size(rate)}/s"
+    )
+
+
+def end_line(event: dict[str, Any]) -> str:
+    """One line on how a job ended."""
+    line = f"{event['job']}: {event['outcome']}"
+    if event.get("error"):
+        line = f"{line}: {event['error']}"
+    elif event.get("original_size") is not None:
+        line = (
+            f"{line}: {event['archive']}: {event['files']} files, "
+            f"{size(event['original_size'])}, {size(event['new_size'] or 0)} new, "
+            f"{event['duration']:.1f} s"
+        )
+    return printable(line)

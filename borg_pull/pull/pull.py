@@ -1,0 +1,372 @@
+"""One attempt at one job: listener, ssh, wait, look the archive up, judge.
+
+`attempt` is the story. It runs in a thread of its own and is told to stop through a `Stop`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from borg_pull.errors import BorgPullError, ConfigurationError, printable
+from borg_pull.pull import outcome, source, ssh
+from borg_pull.pull.config import Job, Repository, Source
+from borg_pull.pull.outcome import Evidence, Outcome
+from borg_pull.pull.repository import Archive, LocalRepository
+from borg_pull.pull.serve import Serving
+from borg_pull.pull.source import Greeting, Progress, Request, Transcript
+
+HELLO_SECONDS = 60.0
+_STDOUT_LIMIT = 1024 * 1024
+_LINE_LIMIT = 256 * 1024
+_SSH_TERM_SECONDS = 5.0
+_PROGRESS_SECONDS = 0.5
+USUAL_RUNS = 5
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+class Stop:
+    """Tells a run from outside that it is to end, and why; safe from any thread and signal."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.reason: str | None = None
+
+    def set(self, reason: str) -> None:
+        """End whatever listens, now and in future; the first reason stays."""
+        if self.reason is None:
+            self.reason = reason
+            os.write(self._writer, b".")
+
+    def fileno(self) -> int:
+        """Readable once it is set, for ever."""
+        return self._reader
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but no longer than until it is set; whether it is."""
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        poll.poll(max(0.0, seconds) * 1000)
+        return self.reason is not None
+
+    def close(self) -> None:
+        """Give its descriptors back."""
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job with everything it names, resolved."""
+
+    name: str
+    job: Job
+    source_name: str
+    source: Source
+    repository_name: str
+    repository: Repository
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where an attempt finds and leaves things."""
+
+    runtime_dir: Path
+    known_hosts: Path
+
+
+@dataclass
+class Attempt:
+    """What an attempt came to, with the figures for the ledger."""
+
+    outcome: Outcome
+    busy: bool = False
+    session: str | None = None
+    exit: int | None = None
+    archive: str | None = None
+    archive_id: str | None = None
+    files: int | None = None
+    original_size: int | None = None
+    new_size: int | None = None
+    duration: float = 0.0
+    complaints: list[str] = field(default_factory=list)
+
+
+class UnreachableError(BorgPullError):
+    """The source could not be talked to at all."""
+
+    exit_code = 2
+    meaning = "the run failed"
+
+
+def attempt(
+    task: Task,
+    greeting: Greeting,
+    places: Places,
+    *,
+    passphrase: Callable[[], bytes | None],
+    usual_sizes: list[int],
+    log: BinaryIO,
+    emit: Emit,
+    stop: Stop,
+    deadline: float,
+) -> Attempt:
+    """Pull ``task`` once; never raises for what the source or the network does.
+
+    ``deadline`` is of time.monotonic(). Raises ConfigurationError, SystemRefusedError.
+    """
+    started = time.monotonic()
+    name = _archive_name(task)
+    request = source.create(greeting, task.source, task.job, task.repository.path, name)
+    secret = passphrase() if greeting.passphrase_stdin else None
+    if greeting.passphrase_stdin and secret is None:
+        raise ConfigurationError(
+            f"source {task.source_name} wants the passphrase with each request, "
+            f"and repository {task.repository_name} has none",
+            "give passphrase_file, passphrase_command or passphrase_credential",
+        )
+    with Serving(
+        task.repository, places.runtime_dir, log, append_only=task.job.append_only
+    ) as serving:
+        run = _Run(serving, stop, deadline, log, emit)
+        run.start(_ssh(task, places, request, serving), secret)
+        run.wait()
+    archive, statistics_, lookup_error = _looked_up(task, run, name, passphrase)
+    original_size = _size(statistics_, "original_size")
+    evidence = Evidence(
+        ssh_exit=run.exit,
+        given_up=run.given_up,
+        connected=serving.is_connected,
+        transcript=run.transcript,
+        ssh_said=run.ssh_said,
+        archive_id=None if archive is None else archive.id,
+        lookup_error=lookup_error,
+        original_size=original_size,
+        minimum_size=int(task.job.minimum_size),
+        usual_size=int(statistics.median(usual_sizes)) if usual_sizes else None,
+        shrink_alarm=task.job.shrink_alarm,
+    )
+    session = (run.transcript.result or {}).get("session")
+    return Attempt(
+        outcome=outcome.judge(evidence),
+        busy=outcome.is_busy(evidence),
+        session=session if isinstance(session, str) else None,
+        exit=run.exit,
+        archive=name if archive is None else archive.name,
+        archive_id=None if archive is None else archive.id,
+        files=_size(statistics_, "nfiles"),
+        original_size=original_size,
+        new_size=_size(statistics_, "deduplicated_size"),
+        duration=round(time.monotonic() - started, 3),
+        complaints=run.transcript.complaints or [],
+    )
+
+
+def hello(source_: Source, name: str, known_hosts: Path) -> Greeting:
+    """Ask the source who it is. Raises UnreachableError, ConfigurationError.
+
+    The original tool refuses the word; that, and nothing else, is taken for it.
+    """
+    if source_.protocol == "original":
+        return source.original_greeting(name, source_)
+    argv = ssh.command(source_, known_hosts, "hello", None)
+    try:
+        said = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=HELLO_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise UnreachableError(
+            f"source {name} did not answer within {HELLO_SECONDS:.0f} s"
+        ) from None
+    except OSError as error:
+        raise UnreachableError(f"cannot run {argv[0]}: {error.strerror}") from error
+    if said.returncode == 0:
+        try:
+            return source.greeting(said.stdout)
+        except ValueError as error:
+            raise UnreachableError(f"source {name}: {error}") from error
+    lines = said.stderr.decode("utf-8", "replace").strip().splitlines()
+    last = printable(lines[-1]) if lines else f"exit {said.returncode}"
+    ours = any(line.startswith("borg-pull-source: ") for line in lines)
+    if source_.protocol == "auto" and said.returncode != ssh.CONNECTION_FAILED and not ours:
+        return source.original_greeting(name, source_)
+    raise UnreachableError(f"source {name}: {last}")
+
+
+def _archive_name(task: Task) -> str:
+    try:
+        return source.archive_name(task.job.archive, task.name, task.source_name, datetime.now(UTC))
+    except ValueError as error:
+        raise ConfigurationError(f"job.{task.name}.archive {error}") from error
+
+
+def _ssh(task: Task, places: Places, request: Request, serving: Serving) -> list[str]:
+    forwarding = ssh.Forwarding(remote=request.socket, local=serving.path)
+    return ssh.command(task.source, places.known_hosts, request.line, forwarding)
+
+
+class _Run:
+    """The ssh of one attempt, from start to end."""
+
+    def __init__(
+        self, serving: Serving, stop: Stop, deadline: float, log: BinaryIO, emit: Emit
+    ) -> None:
+        self.transcript = Transcript()
+        self.exit: int | None = None
+        self.given_up: str | None = None
+        self.ssh_said = ""
+        self._serving = serving
+        self._stop = stop
+        self._deadline = deadline
+        self._log = log
+        self._emit = emit
+        self._stdout = bytearray()
+        self._line = bytearray()
+        self._started = time.monotonic()
+        self._shown = 0.0
+        self._kill_at: float | None = None
+
+    @property
+    def answer(self) -> bytes:
+        """What came on standard output."""
+        return bytes(self._stdout)
+
+    def start(self, argv: list[str], secret: bytes | None) -> None:
+        """Start ssh; ``secret`` is its input's only line."""
+        self._process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL if secret is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        if secret is not None:
+            assert self._process.stdin is not None
+            with contextlib.suppress(BrokenPipeError), self._process.stdin as stream:
+                stream.write(secret + b"\n")
+
+    def wait(self) -> None:
+        """Until ssh has ended and all it said has been read."""
+        stdout, stderr = self._process.stdout, self._process.stderr
+        assert stdout is not None
+        assert stderr is not None
+        poll = select.poll()
+        for descriptor in (stdout.fileno(), stderr.fileno(), self._stop.fileno()):
+            poll.register(descriptor, select.POLLIN)
+        listening = self._serving.listener.fileno()
+        poll.register(listening, select.POLLIN)
+        open_streams = {stdout.fileno(), stderr.fileno()}
+        while open_streams:
+            for descriptor, _events in poll.poll(self._patience()):
+                if descriptor == listening:
+                    if self._serving.accept(self._process.pid):
+                        poll.unregister(listening)
+                elif descriptor in open_streams:
+                    block = os.read(descriptor, 65536)
+                    if not block:
+                        open_streams.discard(descriptor)
+                        poll.unregister(descriptor)
+                    elif descriptor == stdout.fileno():
+                        self._stdout += block[: _STDOUT_LIMIT - len(self._stdout)]
+                    else:
+                        self._hear(block)
+                elif self._stop.reason is not None:
+                    poll.unregister(descriptor)
+                    if self.given_up is None:
+                        self._give_up(self._stop.reason)
+            self._keep_deadline()
+        self.exit = self._process.wait()
+        stdout.close()
+        stderr.close()
+        self._hear(b"\n")
+
+    def _patience(self) -> float:
+        until = self._deadline if self.given_up is None else (self._kill_at or 0.0)
+        return max(0.0, until - time.monotonic()) * 1000 + 1
+
+    def _keep_deadline(self) -> None:
+        now = time.monotonic()
+        if self.given_up is None and now >= self._deadline:
+            self._give_up("the deadline was reached")
+        elif self._kill_at is not None and now >= self._kill_at:
+            self._kill_at = now + _SSH_TERM_SECONDS
+            self._process.kill()
+
+    def _give_up(self, reason: str) -> None:
+        self.given_up = reason
+        self._kill_at = time.monotonic() + _SSH_TERM_SECONDS
+        # ssh's end is what the source notices, and what closes the connection of borg serve.
+        self._process.send_signal(signal.SIGTERM)
+
+    def _hear(self, block: bytes) -> None:
+        self._line += block
+        *lines, rest = self._line.split(b"\n")
+        self._line = bytearray(rest[-_LINE_LIMIT:])
+        for line in lines:
+            progress = self.transcript.take(bytes(line))
+            if progress is not None:
+                self._show(progress)
+            elif line:
+                self._log.write(line + b"\n")
+                if not line.startswith(b"{"):
+                    self.ssh_said = printable(line.decode("utf-8", "replace").strip())
+        self._log.flush()
+
+    def _show(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._shown >= _PROGRESS_SECONDS:
+            self._shown = now
+            self._emit(
+                {
+                    "event": "progress",
+                    "files": progress.files,
+                    "read_bytes": progress.read_bytes,
+                    "new_bytes": progress.new_bytes,
+                    "elapsed": round(now - self._started, 1),
+                }
+            )
+
+
+def _looked_up(
+    task: Task, run: _Run, name: str, passphrase: Callable[[], bytes | None]
+) -> tuple[Archive | None, dict[str, Any], str | None]:
+    """The archive in the repository, its statistics as borg gave them, and why it is not known.
+
+    Only for a run that may have made one: a failure needs no look.
+    """
+    if run.given_up is not None or run.exit not in (0, 1):
+        return None, {}, None
+    import json
+
+    said: dict[str, Any] = {}
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        said = json.loads(run.answer)["archive"]
+        name = str(said.get("name", name))
+    try:
+        archive = LocalRepository(task.repository, passphrase).archive(name)
+    except (BorgPullError, ValueError) as error:
+        return None, {}, error.line() if isinstance(error, BorgPullError) else str(error)
+    if archive is not None and said.get("id", archive.id) != archive.id:
+        return None, {}, f"the archive {name} is another one than the run made"
+    stats = said.get("stats")
+    return archive, stats if isinstance(stats, dict) else {}, None
+
+
+def _size(stats: dict[str, Any], name: str) -> int | None:
+    value = stats.get(name)
+    return value if type(value) is int and 0 <= value < 2**63 else None

@@ -1,0 +1,244 @@
+"""What is said to a source: requests, and what its answers mean.
+
+``docs/protocol.md`` is the contract. A source that runs the original tool has no ``hello``; it
+understands ``create`` with ``-C``, ``-p`` and ``-x``, one path, and a socket named ``CLIENT.sock``.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shlex
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from borg_pull.errors import ConfigurationError, printable
+from borg_pull.pull.config import Job, Source
+
+PROTOCOL = 1
+ORIGINAL = 0
+"""The protocol number that stands for the original tool."""
+
+_NONCE_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What a source says of itself; also what is remembered between runs."""
+
+    protocol: int
+    client: str
+    socket_directory: str
+    verbs: tuple[str, ...]
+    passphrase_stdin: bool
+    version: str | None
+    borg: str | None
+    confinement: dict[str, Any]
+
+    def to_json(self) -> str:
+        """For the memory between runs."""
+        return json.dumps(asdict(self))
+
+
+def greeting(answer: bytes) -> Greeting:
+    """The ``hello`` in ``answer``. Raises ValueError for what is none."""
+    said = json.loads(answer)
+    if not isinstance(said, dict) or said.get("type") != "hello":
+        raise ValueError("the answer is no hello")
+    protocol = said.get("protocol")
+    if protocol != PROTOCOL:
+        raise ValueError(f"it speaks protocol {protocol!r}, this program {PROTOCOL}")
+    try:
+        return Greeting(
+            protocol=PROTOCOL,
+            client=_text(said["client"]),
+            socket_directory=_text(said["socket_directory"]),
+            verbs=tuple(_text(verb) for verb in said["verbs"]),
+            passphrase_stdin=said["passphrase_stdin"] is True,
+            version=_text(said["version"]),
+            borg=_text(said["borg"]),
+            confinement=dict(said["confinement"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its hello lacks what protocol {PROTOCOL} has: {error}") from error
+
+
+def remembered(text: str | None) -> Greeting | None:
+    """The greeting of `Greeting.to_json`, None when there is none that can be used."""
+    if text is None:
+        return None
+    try:
+        fields = json.loads(text)
+        return Greeting(**{**fields, "verbs": tuple(fields["verbs"])})
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def original_greeting(name: str, source: Source) -> Greeting:
+    """What must be known of a source that runs the original tool. Raises ConfigurationError."""
+    if source.client is None or source.socket_dir is None:
+        raise ConfigurationError(
+            f"source {name} runs the original tool, which has no hello",
+            f"give client and socket_dir in [source.{name}], as its configuration has them",
+        )
+    return Greeting(
+        protocol=ORIGINAL,
+        client=source.client,
+        socket_directory=str(source.socket_dir),
+        verbs=("create",),
+        passphrase_stdin=False,
+        version=None,
+        borg=None,
+        confinement={},
+    )
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request and the name its socket has at the source."""
+
+    line: str
+    socket: str
+
+
+def create(greeting: Greeting, source: Source, job: Job, repository: Path, archive: str) -> Request:
+    """The request that backs ``job``'s paths up into ``repository`` as ``archive``.
+
+    Raises ConfigurationError for what the original tool cannot do.
+    """
+    nonce = secrets.token_hex(_NONCE_BYTES)
+    directory = str(source.socket_dir or greeting.socket_directory).rstrip("/")
+    options: list[str] = []
+    if job.compression is not None:
+        options += ["--compression", job.compression]
+    if job.one_file_system:
+        options.append("--one-file-system")
+    operands = [str(repository), archive, *job.paths]
+    if greeting.protocol == ORIGINAL:
+        if len(job.paths) != 1 or job.exclude:
+            raise ConfigurationError(
+                "the original tool backs up one path and knows no exclude",
+                "make it one job a path, or install borg-pull-source there",
+            )
+        words = [{"--compression": "-C", "--one-file-system": "-x"}.get(w, w) for w in options]
+        line = shlex.join([*words, "create", *operands])
+        return Request(line=line, socket=f"{directory}/{greeting.client}.sock")
+    for pattern in job.exclude:
+        options += ["--exclude", pattern]
+    options += ["--socket", nonce, "--log-json", "--progress", "--json"]
+    return Request(
+        line=shlex.join(["create", *options, *operands]),
+        socket=f"{directory}/{greeting.client}.{nonce}.sock",
+    )
+
+
+def query(greeting: Greeting, source: Source, words: list[str]) -> Request:
+    """A request of another verb, ``words[0]``, with a socket of its own."""
+    nonce = secrets.token_hex(_NONCE_BYTES)
+    directory = str(source.socket_dir or greeting.socket_directory).rstrip("/")
+    return Request(
+        line=shlex.join([words[0], "--socket", nonce, *words[1:]]),
+        socket=f"{directory}/{greeting.client}.{nonce}.sock",
+    )
+
+
+def archive_name(template: str, job: str, source: str, now: datetime) -> str:
+    """``template`` with everything put in that does not depend on the source.
+
+    ``{job}``, ``{source}``, ``{now}`` and ``{utcnow}`` with an optional strftime format. Borg's own
+    ``{hostname}`` stays for the source. Raises ValueError for any other brace.
+    """
+    parts: list[str] = []
+    rest = template
+    while rest:
+        literal, brace, rest = rest.partition("{")
+        parts.append(literal)
+        if not brace:
+            break
+        name, closing, rest = rest.partition("}")
+        if not closing:
+            raise ValueError("has an unclosed brace")
+        parts.append(_filled(name, job, source, now))
+    return "".join(parts)
+
+
+def _filled(placeholder: str, job: str, source: str, now: datetime) -> str:
+    name, colon, form = placeholder.partition(":")
+    moments = {"now": now.astimezone(), "utcnow": now.astimezone(UTC)}
+    if name in moments:
+        return moments[name].strftime(form if colon else "%Y-%m-%dT%H:%M:%S")
+    plain = {"job": job, "source": source, "hostname": "{hostname}"}
+    if colon or name not in plain:
+        raise ValueError(f"has the unknown placeholder {{{placeholder}}}")
+    return plain[name]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far borg has come, by its own word."""
+
+    files: int
+    read_bytes: int
+    new_bytes: int
+
+
+@dataclass
+class Transcript:
+    """What a source said during a run, line by line."""
+
+    progress: Progress | None = None
+    result: dict[str, Any] | None = None
+    """The ``borg_pull_result`` line."""
+    complaints: list[str] | None = None
+
+    def take(self, line: bytes) -> Progress | None:
+        """Note one line of standard error; the progress if it tells of some."""
+        said = _json_object(line)
+        if said is None:
+            text = line.decode("utf-8", "replace").strip()
+            if text:
+                self._complain(text)
+            return None
+        kind = said.get("type")
+        if kind == "archive_progress" and not said.get("finished"):
+            self.progress = Progress(
+                files=_number(said.get("nfiles")),
+                read_bytes=_number(said.get("original_size")),
+                new_bytes=_number(said.get("deduplicated_size")),
+            )
+            return self.progress
+        if kind == "borg_pull_result":
+            self.result = said
+        elif kind == "log_message" and said.get("levelname") in ("WARNING", "ERROR", "CRITICAL"):
+            self._complain(str(said.get("message", "")))
+        return None
+
+    def _complain(self, text: str) -> None:
+        if self.complaints is None:
+            self.complaints = []
+        # A hostile source may talk for hours; what counts is how it began and how it ended.
+        if len(self.complaints) >= 100:
+            del self.complaints[50]
+        self.complaints.append(printable(text[:2000]))
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    if not line.startswith(b"{"):
+        return None
+    try:
+        said = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def _number(value: object) -> int:
+    return value if type(value) is int and 0 <= value < 2**63 else 0
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > 4096:
+        raise TypeError(f"{value!r:.80} is no text")
+    return value
