@@ -1,0 +1,53 @@
+"""When a job is due: systemd's calendar expressions, without systemd."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, tzinfo
+from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from borg_pull.pull.config import Job
+
+
+def next_due(job: Job, last_start: datetime | None, now: datetime) -> datetime | None:
+    """When the job is to start next, in UTC; None for a job without a schedule.
+
+    In the past for one that is due, also for one that never ran. ``last_start`` is that of its
+    last run, whatever came of it; one in the future was noted under a clock that has since been
+    set back, and counts as now.
+    """
+    if job.schedule is None:
+        return None
+    if last_start is None:
+        return now
+    return next_event(job.schedule, min(last_start, now))
+
+
+def is_due(job: Job, last_start: datetime | None, now: datetime) -> bool:
+    """Whether it is to start now."""
+    due = next_due(job, last_start, now)
+    return due is not None and due <= now
+
+
+def next_event(expression: str, after: datetime) -> datetime | None:
+    """The first moment after ``after`` that the expression names, in UTC; None if there is none.
+
+    Without a time zone of its own the expression is in local time (systemd.time(7)).
+    """
+    from oncalendar import OnCalendar
+
+    found = next(OnCalendar(expression, after.astimezone(local_zone())), None)
+    return None if found is None else found.astimezone(UTC)
+
+
+def local_zone() -> tzinfo:
+    """This host's time zone with its changes of the clock, as the C library finds it."""
+    name = os.environ.get("TZ", "").removeprefix(":")
+    try:
+        if name:
+            return ZoneInfo(name)
+        with Path("/etc/localtime").open("rb") as file:
+            return ZoneInfo.from_file(file, key="localtime")
+    except (OSError, ValueError, ZoneInfoNotFoundError):
+        return UTC
