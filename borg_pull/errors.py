@@ -7,6 +7,12 @@ The table of exit codes in ``docs/protocol.md`` is generated from this module, a
 from __future__ import annotations
 
 
+# Exit codes of a borg that ran.
+BORG_SUCCESS = 0
+BORG_WARNING = 1
+BORG_ERROR = 2
+
+
 class BorgPullError(Exception):
     """Base of all errors: ``message`` is one line for people, ``hint`` says what to do."""
 
@@ -24,6 +30,11 @@ class BorgPullError(Exception):
         """One printable line: the message, then the hint."""
         text = self.message if self.hint is None else f"{self.message}; {self.hint}"
         return printable(text)
+
+
+class FailedError(BorgPullError):
+    exit_code = BORG_ERROR
+    meaning = "borg ran: error"
 
 
 class RequestError(BorgPullError):
@@ -67,12 +78,6 @@ class NotAllowedError(BorgPullError):
 class ConfigurationError(BorgPullError):
     exit_code = 78
     meaning = "the configuration is wrong or not trustworthy"
-
-
-# Exit codes of a borg that ran; not errors of ours.
-BORG_SUCCESS = 0
-BORG_WARNING = 1
-BORG_ERROR = 2
 
 
 def printable(text: str) -> str:

@@ -33,7 +33,6 @@ SECTION = re.compile(
 BORG_CODES = {
     errors.BORG_SUCCESS: "borg ran: success",
     errors.BORG_WARNING: "borg ran: warning",
-    errors.BORG_ERROR: "borg ran: error",
 }
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from borg_pull.errors import BorgPullError, ConfigurationError
+from borg_pull.errors import ConfigurationError, FailedError
 from borg_pull.pull.config import Retention
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.pull import Task
@@ -21,11 +21,8 @@ NAMED = 5
 """How many missing archives a message names."""
 
 
-class MissingArchivesError(BorgPullError):
+class MissingArchivesError(FailedError):
     """Archives on record are not in the repository any more: an alarm, not a nuisance."""
-
-    exit_code = 2
-    meaning = "archives are missing"
 
     def __init__(self, job: str, missing: Sequence[str]) -> None:
         names = ", ".join(missing[:NAMED])

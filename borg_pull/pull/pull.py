@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from borg_pull.errors import BorgPullError, ConfigurationError, printable
+from borg_pull.errors import BorgPullError, ConfigurationError, FailedError, printable
 from borg_pull.pull import outcome, source, ssh
 from borg_pull.pull.config import Job, Repository, Source
 from borg_pull.pull.outcome import Evidence, Outcome
@@ -103,11 +103,8 @@ class Attempt:
     complaints: list[str] = field(default_factory=list)
 
 
-class UnreachableError(BorgPullError):
+class UnreachableError(FailedError):
     """The source could not be talked to at all."""
-
-    exit_code = 2
-    meaning = "the run failed"
 
 
 def attempt(

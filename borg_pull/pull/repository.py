@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from borg_pull.errors import BorgPullError, printable
+from borg_pull.errors import FailedError, printable
 from borg_pull.pull.config import Repository
 from borg_pull.pull.ssh import tied
 
@@ -19,11 +19,8 @@ LOCK_WAIT = 60
 """Seconds a borg of ours waits for somebody else's lock."""
 
 
-class RepositoryError(BorgPullError):
+class RepositoryError(FailedError):
     """borg could not do what was asked of it here."""
-
-    exit_code = 2
-    meaning = "borg ran: error"
 
 
 @dataclass(frozen=True)
