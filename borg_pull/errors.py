@@ -6,7 +6,6 @@ The table of exit codes in ``docs/protocol.md`` is generated from this module, a
 
 from __future__ import annotations
 
-
 # Exit codes of a borg that ran.
 BORG_SUCCESS = 0
 BORG_WARNING = 1
