@@ -19,7 +19,7 @@ import time
 from borg_pull.digest import sha256
 from borg_pull.errors import AuditError
 from borg_pull.record import Record
-from borg_pull.trust import remove_planted_socket
+from borg_pull.trust import open_past_socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def _body(event: str, common: Common, fields: Mapping[str, JSONValue]) -> tuple[
 def _open_locked(path: str) -> int:
     """The sidecar, open and locked for this writer alone; made when missing."""
     while True:
-        descriptor = _open_unless_socket(
+        descriptor = open_past_socket(
             path,
             os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC,
         )
@@ -262,16 +262,6 @@ def _open_locked(path: str) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
-
-
-def _open_unless_socket(path: str, flags: int) -> int:
-    """A socket in the file's place goes: a client that may forward had it bound there."""
-    try:
-        return os.open(path, flags, 0o600)
-    except OSError as error:
-        if error.errno == errno.ENXIO and remove_planted_socket(path):
-            return os.open(path, flags, 0o600)
-        raise
 
 
 def _lock(descriptor: int, path: str) -> None:
@@ -356,7 +346,7 @@ def _open_log(path: str, *, rotated: bool) -> tuple[int, bool]:
     while True:
         created = False
         try:
-            descriptor = _open_unless_socket(path, flags)
+            descriptor = open_past_socket(path, flags)
         except FileNotFoundError:
             if rotated and time.monotonic() < deadline:
                 time.sleep(0.001)

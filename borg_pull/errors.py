@@ -69,6 +69,10 @@ class BusyError(BorgPullError):
     meaning = "busy or limited: try later"
 
 
+class LimitedError(BusyError):
+    """A limit or a lockdown is in the way, not another run of the same repository."""
+
+
 class NotAllowedError(BorgPullError):
     exit_code = 77
     meaning = "not allowed"

@@ -78,6 +78,16 @@ def remove_planted_socket(path: str) -> bool:
     return True
 
 
+def open_past_socket(path: str, flags: int) -> int:
+    """Open a file of ours, mode 0600 if made, where a socket was planted too. Raises OSError."""
+    try:
+        return os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno == errno.ENXIO and remove_planted_socket(path):
+            return os.open(path, flags, 0o600)
+        raise
+
+
 def check_program(path: str, trust: Trust) -> None:
     """Check that ``path``, through any symbolic links, is an executable only root can change.
 

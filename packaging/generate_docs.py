@@ -106,6 +106,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "runtime-keys": ("configuration.md", lambda: configuration_keys(whitelist.RUNTIME_KEYS)),
     "audit-keys": ("configuration.md", lambda: configuration_keys(whitelist.AUDIT_KEYS)),
     "confine-keys": ("configuration.md", lambda: configuration_keys(whitelist.CONFINE_KEYS)),
+    "limit-keys": ("configuration.md", lambda: configuration_keys(whitelist.LIMIT_KEYS)),
     "client-keys": ("configuration.md", lambda: configuration_keys(whitelist.CLIENT_KEYS)),
 }
 

@@ -89,6 +89,21 @@ def test_a_configuration_with_nothing_wrong_in_it(tmp_path: Path) -> None:
     assert report["errors"] == []
 
 
+@pytest.mark.parametrize(
+    ("most", "other", "warned"),
+    [(9, True, True), (8, True, True), (10, True, False), (9, False, False)],
+)
+def test_a_client_that_could_take_all_places(
+    tmp_path: Path, most: int, other: bool, warned: bool
+) -> None:
+    text = f"[limits]\nmax_sessions = {most}\n[client.luna]\nmax_sessions = 9\n"
+    nova = "[client.nova]\nmax_sessions = 1\n" if other else ""
+    config = write(tmp_path / "config.toml", RUNTIME + text + nova)
+    told = [line for line in warnings(run("check", config)) if "all others out" in line]
+    start = f"{config}:9: warning: client.luna.max_sessions: 9 is not below the {most} of all"
+    assert [line.startswith(start) for line in told] == [True] * warned
+
+
 def test_the_json_answer_has_its_stated_schema(tmp_path: Path) -> None:
     config = write(tmp_path / "config.toml", RUNTIME + "[client.luna]\ntrees = ['/']\npath = 1\n")
     write(tmp_path / "clients.d/stella.toml", "trees = ['/']\n")

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from borg_pull.source.positions import Positions
-from borg_pull.source.whitelist import AUDIT_KEYS, CLIENT_KEYS, RUNTIME_KEYS
+from borg_pull.source.whitelist import (
+    AUDIT_KEYS,
+    CLIENT_KEYS,
+    CONFINE_KEYS,
+    LIMIT_KEYS,
+    RUNTIME_KEYS,
+)
 from tests.admin_runs import run
 
 TESTS = Path(__file__).parent
@@ -51,7 +57,13 @@ def test_the_annotated_example_shows_every_key() -> None:
     path = CONTRIB / "config.example.toml"
     text = path.read_text()
     positions = Positions(text)
-    for table, keys in (("runtime", RUNTIME_KEYS), ("audit", AUDIT_KEYS)):
+    tables = {
+        "runtime": RUNTIME_KEYS,
+        "audit": AUDIT_KEYS,
+        "confine": CONFINE_KEYS,
+        "limits": LIMIT_KEYS,
+    }
+    for table, keys in tables.items():
         for key in keys:
             assert positions.has(f"{table}.{key.name}"), key.name
     clients = ("luna", "stella", "vega")

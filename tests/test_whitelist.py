@@ -9,7 +9,9 @@ import pytest
 from borg_pull.source.whitelist import (
     AUDIT_KEYS,
     CLIENT_KEYS,
+    CONFINE_KEYS,
     CREATE_FLAGS,
+    LIMIT_KEYS,
     RUNTIME_KEYS,
     Fault,
     SourceFile,
@@ -114,7 +116,7 @@ class TestDefaults:
             assert getattr(rules, key.name) == key.default
 
     def test_every_key_has_a_text_for_people(self) -> None:
-        for key in (*RUNTIME_KEYS, *AUDIT_KEYS, *CLIENT_KEYS):
+        for key in (*RUNTIME_KEYS, *AUDIT_KEYS, *CONFINE_KEYS, *LIMIT_KEYS, *CLIENT_KEYS):
             assert key.kind
             assert key.default_text
             assert key.doc.endswith(".")
@@ -217,6 +219,21 @@ class TestFaults:
                 'refuse_empty = "no"',
                 "5: client.luna.refuse_empty: must be true or false, not a string",
             ),
+            ("max_sessions = 0", "5: client.luna.max_sessions: 0 is not between 1 and 4096"),
+            ("max_sessions = 4097", "5: client.luna.max_sessions: 4097 is not between 1 and 4096"),
+            ("request_burst = -1", "5: client.luna.request_burst: -1 is not between 1 and 1000000"),
+            (
+                f"requests_per_hour = 1{'0' * 4000}",
+                "5: client.luna.requests_per_hour: the number is not between 1 and 1000000",
+            ),
+            (
+                "request_burst = inf",
+                "5: client.luna.request_burst: must be a whole number, not a fraction",
+            ),
+            (
+                "request_burst = true",
+                "5: client.luna.request_burst: must be a whole number, not a boolean",
+            ),
             ('allow = ["hello"]', "5: client.luna.allow[0]: 'hello' is unknown"),
             (
                 'allow = ["creat"]',
@@ -254,7 +271,7 @@ class TestFaults:
                 "paths = 1979-05-27",
                 "5: client.luna.paths: must be an array of absolute paths, not date",
             ),
-            ("paths = 1.5", "5: client.luna.paths: must be an array of absolute paths, not float"),
+            ("paths = 1.5", "5: client.luna.paths: must be an array of absolute paths, not a f"),
             ("paths = {}", "5: client.luna.paths: must be an array of absolute paths, not a table"),
         ],
     )

@@ -209,6 +209,7 @@ def check_configuration(config: str, user: str | None) -> Checked:
     _look_at_rules(notes, config, clients, in_main=len(clients.keys() - found.files.keys()))
     if examined.settings is not None:
         files = (main, *found.files.values())
+        _look_at_limits(notes, examined.settings.limits.max_sessions, clients)
         _look_at_host(notes, checked.account, examined.settings, files, clients)
     _look_at_paths(notes, clients)
     # The errors first, each kind in the order found.
@@ -562,6 +563,18 @@ def _look_at_host(
         notes.add("root-account", "runtime.home", message, severity=severity)
         account = None
     _HostView(notes, settings, account).look(files, clients)
+
+
+def _look_at_limits(notes: _Notes, most: int, clients: Mapping[str, ClientRules]) -> None:
+    if len(clients) == 1:
+        return
+    for name, rules in clients.items():
+        if rules.max_sessions >= most:
+            message = (
+                f"{rules.max_sessions} is not below the {most} of all clients together "
+                "([limits] max_sessions): this client alone can keep all others out"
+            )
+            notes.add("max-sessions", "max_sessions", message, name)
 
 
 def _look_at_paths(notes: _Notes, clients: Mapping[str, ClientRules]) -> None:

@@ -9,7 +9,7 @@ import os
 from borg_pull.digest import sha256
 from borg_pull.errors import BusyError, ConfigurationError, SystemRefusedError
 from borg_pull.record import Record
-from borg_pull.trust import check_own_directory, remove_planted_socket
+from borg_pull.trust import check_own_directory, open_past_socket, remove_planted_socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def claim(directory: str, repository: str, note: str) -> Claim:
     """
     path, report_path = places(directory, repository)
     try:
-        descriptor = _open_lock(path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = open_past_socket(path, flags)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise ConfigurationError(f"{path} is a symbolic link", "remove it") from error
@@ -80,16 +81,6 @@ def claim(directory: str, repository: str, note: str) -> Claim:
         os.close(descriptor)
         raise
     return Claim(descriptor=descriptor, report_path=report_path, interrupted=interrupted)
-
-
-def _open_lock(path: str) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, 0o600)
-    except OSError as error:
-        if error.errno == errno.ENXIO and remove_planted_socket(path):
-            return os.open(path, flags, 0o600)
-        raise
 
 
 def _lock(descriptor: int) -> str | None:

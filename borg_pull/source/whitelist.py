@@ -86,6 +86,12 @@ class ConfineSettings(Record):
     also_readable: tuple[str, ...]
 
 
+class LimitSettings(Record):
+    """``[limits]``; what all clients together may have."""
+
+    max_sessions: int
+
+
 class ClientRules(Record):
     """What one client may do."""
 
@@ -104,6 +110,9 @@ class ClientRules(Record):
     allow_unknown_repository: bool
     allow_relocated_repository: bool
     refuse_empty: bool
+    max_sessions: int
+    requests_per_hour: int
+    request_burst: int
     keys: tuple[str, ...]
 
 
@@ -113,6 +122,7 @@ class Settings(Record):
     runtime: Runtime
     audit: AuditSettings
     confine: ConfineSettings
+    limits: LimitSettings
 
 
 class Whitelist(Record):
@@ -174,6 +184,19 @@ def _command_fault(command: str) -> str | None:
 
 def _boolean(value: object) -> Wrong:
     return [] if isinstance(value, bool) else [("", _wrong_type("true or false", value))]
+
+
+def _whole_number(least: int, most: int) -> Callable[[object], Wrong]:
+    def check(value: object) -> Wrong:
+        if isinstance(value, bool) or not isinstance(value, int):
+            return [("", _wrong_type("a whole number", value))]
+        if least <= value <= most:
+            return []
+        # A number of thousands of digits is not worth writing out, and Python refuses to.
+        shown = str(value) if abs(value) < 10**18 else "the number"
+        return [("", f"{shown} is not between {least} and {most}")]
+
+    return check
 
 
 def _each(what: str, fault: Callable[[str], str | None]) -> Callable[[object], Wrong]:
@@ -250,6 +273,7 @@ def _wrong_type(expected: str, value: object) -> str:
         bool: "a boolean",
         str: "a string",
         int: "a number",
+        float: "a fraction",
         list: "an array",
         dict: "a table",
     }
@@ -342,6 +366,20 @@ CONFINE_KEYS = (
         default_text="`[]`",
         doc="Further files and directories that borg or the socket wrapper must load, for "
         "programs installed outside the usual places.",
+    ),
+)
+
+MOST_SESSIONS = 4096
+_MOST_REQUESTS = 1_000_000
+
+LIMIT_KEYS = (
+    Key(
+        name="max_sessions",
+        kind="whole number",
+        faults=_whole_number(1, MOST_SESSIONS),
+        default=64,
+        default_text="`64`",
+        doc="Requests of all clients together that may be under way at one time.",
     ),
 )
 
@@ -479,6 +517,31 @@ CLIENT_KEYS = (
         "without its mount.",
     ),
     Key(
+        name="max_sessions",
+        kind="whole number",
+        faults=_whole_number(1, MOST_SESSIONS),
+        default=8,
+        default_text="`8`",
+        doc="Requests of this client that may be under way at one time.",
+    ),
+    Key(
+        name="requests_per_hour",
+        kind="whole number",
+        faults=_whole_number(1, _MOST_REQUESTS),
+        default=600,
+        default_text="`600`",
+        doc="Requests of this client that are let in per hour, in the long run.",
+    ),
+    Key(
+        name="request_burst",
+        kind="whole number",
+        faults=_whole_number(1, _MOST_REQUESTS),
+        default=60,
+        default_text="`60`",
+        doc="Requests that may come at once after a quiet time, before `requests_per_hour` holds "
+        "them back.",
+    ),
+    Key(
         name="keys",
         kind="array of public keys",
         faults=_each("public keys", _public_key_fault),
@@ -492,6 +555,7 @@ _TABLES: dict[str, tuple[Key, ...]] = {
     "runtime": RUNTIME_KEYS,
     "audit": AUDIT_KEYS,
     "confine": CONFINE_KEYS,
+    "limits": LIMIT_KEYS,
 }
 _CLIENTS = "client"
 
@@ -705,9 +769,10 @@ def _settings(check: _Check, document: dict[str, object]) -> Settings | None:
     runtime = check.values(document.get("runtime", {}), RUNTIME_KEYS, "runtime")
     audit = check.values(document.get("audit", {}), AUDIT_KEYS, "audit")
     confine = check.values(document.get("confine", {}), CONFINE_KEYS, "confine")
-    if runtime is None or audit is None or confine is None or not sound:
+    limits = check.values(document.get("limits", {}), LIMIT_KEYS, "limits")
+    if runtime is None or audit is None or confine is None or limits is None or not sound:
         return None
-    if runtime[1] or audit[1] or confine[1]:
+    if runtime[1] or audit[1] or confine[1] or limits[1]:
         return None
     if audit[0]["file"] is None:
         audit[0]["file"] = f"{str(runtime[0]['home']).rstrip('/')}/audit.jsonl"
@@ -715,6 +780,7 @@ def _settings(check: _Check, document: dict[str, object]) -> Settings | None:
         runtime=Runtime(**runtime[0]),  # type: ignore[arg-type]
         audit=AuditSettings(**audit[0]),  # type: ignore[arg-type]
         confine=ConfineSettings(**confine[0]),  # type: ignore[arg-type]
+        limits=LimitSettings(**limits[0]),  # type: ignore[arg-type]
     )
 
 
