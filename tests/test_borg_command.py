@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from borg_pull.errors import RequestError
 from borg_pull.source import borg
 from borg_pull.source.judge import Allowed, Context, Refused, expand, judge
-from borg_pull.source.request import ENCRYPTION_MODES, VERBS, archive_fault, parse
+from borg_pull.source.request import ENCRYPTION_MODES, VERBS, parse
 from borg_pull.source.whitelist import ClientRules, Runtime, SourceFile, load
+from borg_pull.values import archive_fault
 from tests.properties import restatement, strategies
 from tests.properties.borg_parsers import VERSIONS, BorgParser, BorgParserError
 

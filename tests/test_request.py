@@ -6,21 +6,23 @@ import pytest
 
 from borg_pull.errors import RequestError
 from borg_pull.source.request import (
-    MAX_ARCHIVE_NAME,
     MAX_COMMENT,
-    MAX_PATHS,
     MAX_REQUEST,
     VERBS,
     Request,
+    parse,
+    quoted,
+    split,
+)
+from borg_pull.values import (
+    MAX_ARCHIVE_NAME,
+    MAX_PATHS,
     archive_fault,
     archive_parts,
     compression_fault,
     exclude_fault,
-    parse,
     path_fault,
-    quoted,
     repository_fault,
-    split,
 )
 
 NONCE = "0123456789abcdef"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 
 from borg_pull.record import Record
-from borg_pull.source.request import Request, archive_fault, archive_parts, quoted
+from borg_pull.source.request import Request, quoted
+from borg_pull.values import archive_fault, archive_parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

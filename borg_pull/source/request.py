@@ -8,18 +8,26 @@ from __future__ import annotations
 
 from borg_pull.errors import RequestError
 from borg_pull.record import Record
+from borg_pull.values import (
+    MAX_PATHS,
+    NOT_ABSOLUTE,
+    archive_fault,
+    archive_glob_fault,
+    compression_fault,
+    count_fault,
+    exclude_fault,
+    interval_fault,
+    is_control,
+    path_fault,
+    repository_fault,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MAX_REQUEST = 64 * 1024  # bytes
-# Each is opened, and the usual limit is 1024 descriptors; some must be left to record the end with.
-MAX_PATHS = 500
-MAX_ARCHIVE_NAME = 200  # characters before expansion
 MAX_COMMENT = 1024  # characters
-MAX_NAME = 255  # bytes of one path component, NAME_MAX in linux/limits.h
-MAX_PATH = 4095  # bytes of a path, PATH_MAX in linux/limits.h less its NUL
 
 
 class Option(Record):
@@ -92,16 +100,12 @@ def decode(command: bytes) -> str:
         raise RequestError(f"the request has {len(command)} bytes", f"the limit is {MAX_REQUEST}")
     text = command.decode("utf-8", "surrogateescape")
     for position, character in enumerate(text):
-        if _is_control(character):
+        if is_control(character):
             raise RequestError(
                 f"control character {ascii(character)[1:-1]} at position {position}",
                 "requests are one line of printable text",
             )
     return text
-
-
-def _is_control(character: str) -> bool:
-    return character < " " or "\x7f" <= character <= "\x9f"
 
 
 def split(text: str) -> list[str]:
@@ -245,154 +249,15 @@ def _build(verb: Verb, options: tuple[tuple[str, str | None], ...], operands: li
 def _require(what: str, value: str, fault: str | None) -> None:
     if fault is not None:
         hint = None
-        if fault == _NOT_ABSOLUTE:
+        if fault == NOT_ABSOLUTE:
             hint = "ssh joins words with spaces: quote a name that has one twice"
         raise RequestError(f"{what} {quoted(value)} {fault}", hint)
-
-
-_NOT_ABSOLUTE = "is not absolute"
 
 
 def quoted(value: str) -> str:
     """``value`` for a message: ASCII, one line, at most 200 characters."""
     text = ascii(value)
     return text if len(text) <= 200 else f"{text[:160]}... ({len(value)} characters)"
-
-
-def path_fault(path: str) -> str | None:
-    """What makes ``path`` unfit as a source path, or None.
-
-    Borg strips what stands before ``/./`` from the paths in the archive and reads standard input
-    for ``-``; ``..`` and doubled slashes would make a comparison with the whitelist meaningless.
-    """
-    if not path.startswith("/"):
-        return _NOT_ABSOLUTE
-    if any(map(_is_control, path)):
-        return "has a control character"
-    try:
-        encoded = path.encode("utf-8")
-    except UnicodeEncodeError:
-        # Borg writes its own argv into the archive when all has been sent, and fails there.
-        return "has bytes that are not UTF-8, with which borg cannot end; ask for what is above it"
-    if len(encoded) > MAX_PATH:
-        return f"is longer than {MAX_PATH} bytes"
-    components = encoded.split(b"/")[1:]
-    if components[-1] == b"":
-        # One trailing slash is tolerated because the original tool matched it verbatim.
-        components.pop()
-    for component in components:
-        if component == b"":
-            return "has an empty component"
-        if component in (b".", b".."):
-            return f"has a component {component.decode()}"
-        if len(component) > MAX_NAME:
-            return f"has a component longer than {MAX_NAME} bytes"
-    return None
-
-
-def repository_fault(repository: str) -> str | None:
-    """What makes ``repository`` unfit as the path part of borg's ssh:// URL, or None."""
-    fault = path_fault(repository)
-    if fault is not None:
-        return fault
-    if repository == "/":
-        return "is the root directory"
-    if not repository.isprintable():
-        return "has characters that are not printable text"
-    if "{" in repository or "}" in repository:
-        return "has a brace, which borg would expand"
-    if "::" in repository:
-        return "has '::', which borg takes for an archive separator"
-    if repository.endswith(":"):
-        return "ends in a colon, which borg takes for a part of the archive separator"
-    return None
-
-
-PLACEHOLDERS = ("now", "utcnow", "hostname")
-# Every strftime directive that yields only digits, letters and signs; %f is datetime's alone, and
-# %D has slashes.
-_STRFTIME_DIRECTIVES = "YmdHMSjyIpaAbBUWVGuwzZFTRs%"
-_STRFTIME_LITERALS = "-_.:+T "
-
-
-def archive_fault(name: str) -> str | None:
-    """What makes ``name`` unfit as an archive name, or None."""
-    if len(name) > MAX_ARCHIVE_NAME:
-        return f"is longer than {MAX_ARCHIVE_NAME} characters"
-    if not name or name != name.strip() or not name.isprintable():
-        return "is empty or has characters at its ends or inside that are not printable text"
-    if "/" in name or "\\" in name:
-        return "has a slash or backslash"
-    for literal, placeholder in archive_parts(name):
-        if "{" in literal or "}" in literal or "::" in literal:
-            return "has a stray brace or '::'"
-        if placeholder is not None:
-            fault = _placeholder_fault(placeholder)
-            if fault is not None:
-                return fault
-    if ".checkpoint" in name:
-        return "has '.checkpoint', by which borg knows what prune deletes and list hides"
-    return None
-
-
-def archive_parts(name: str) -> Iterator[tuple[str, str | None]]:
-    """(literal text, inside of the placeholder that follows or None), in order."""
-    rest = name
-    while rest:
-        literal, opened, after = rest.partition("{")
-        inside, closed, rest = after.partition("}")
-        if opened and not closed:
-            yield literal + opened + inside, None
-        else:
-            yield literal, inside if opened else None
-
-
-def _placeholder_fault(placeholder: str) -> str | None:
-    name, colon, time_format = placeholder.partition(":")
-    if name not in PLACEHOLDERS:
-        return f"has the placeholder {{{name}}}; known are {', '.join(PLACEHOLDERS)}"
-    if not colon:
-        return None
-    if name == "hostname" or not time_format:
-        return f"has a format for {{{name}}} that it does not take"
-    characters = iter(time_format)
-    for character in characters:
-        if character == "%":
-            if next(characters, "") not in tuple(_STRFTIME_DIRECTIVES):
-                return f"has a time format other than of %{_STRFTIME_DIRECTIVES}"
-        elif not (character.isascii() and character.isalnum()) and (
-            character not in _STRFTIME_LITERALS
-        ):
-            return f"has {character!r} in a time format"
-    return None
-
-
-def compression_fault(spec: str) -> str | None:
-    """What is wrong with a compression specification (``borg help compression``), or None."""
-    parts = spec.split(",")
-    if parts[0] == "obfuscate":
-        if len(parts) < 3 or not (_is_number(parts[1], 1, 6) or _is_number(parts[1], 110, 123)):
-            return "is not obfuscate,LEVEL,ALGORITHM with a level of 1 to 6 or 110 to 123"
-        parts = parts[2:]
-    if parts[0] == "auto":
-        parts = parts[1:]
-    levels = {
-        "none": None,
-        "lz4": None,
-        "zstd": (1, 22),
-        "zlib": (0, 9),
-        "lzma": (0, 9),
-    }
-    if not parts or parts[0] not in levels:
-        return f"is not one of {', '.join(levels)}"
-    bounds = levels[parts[0]]
-    if len(parts) == 1:
-        return None
-    if len(parts) > 2 or bounds is None:
-        return f"has more than {parts[0]} takes"
-    if not _is_number(parts[1], *bounds):
-        return f"has a level outside {bounds[0]} to {bounds[1]}"
-    return None
 
 
 ENCRYPTION_MODES = (
@@ -420,52 +285,11 @@ def _comment_fault(comment: str) -> str | None:
     return None
 
 
-def exclude_fault(pattern: str) -> str | None:
-    """What makes ``pattern`` unfit for borg's --exclude, or None (see ``borg help patterns``)."""
-    style, colon, rest = pattern.partition(":")
-    if not pattern:
-        return "is empty"
-    if colon and len(style) == 2 and style.isalnum():
-        if style not in ("fm", "sh", "pp", "pf"):
-            return "has a style other than fm:, sh:, pp: and pf:"
-        if not rest:
-            return "is empty"
-    if not pattern.isprintable():
-        return "has characters that are not printable text"
-    return None
-
-
-def _archive_glob_fault(pattern: str) -> str | None:
-    if len(pattern) > MAX_ARCHIVE_NAME:
-        return f"is longer than {MAX_ARCHIVE_NAME} characters"
-    if not pattern.isprintable():
-        return "has characters that are not printable text"
-    if "{" in pattern or "}" in pattern:
-        return "has a brace, which borg would expand"
-    if pattern[0] in "*?[":
-        return "does not begin with a letter or sign of its own, so it selects every archive"
-    return None
-
-
 def nonce_fault(nonce: str) -> str | None:
     """What makes ``nonce`` unfit for the name of one run's socket, or None."""
     if 16 <= len(nonce) <= 64 and nonce.isascii() and nonce.isalnum():
         return None
     return "is not 16 to 64 letters and digits"
-
-
-def _count_fault(text: str) -> str | None:
-    return None if _is_number(text, 1, 1_000_000) else "is not a number from 1 to 1000000"
-
-
-def _interval_fault(text: str) -> str | None:
-    if text[-1] in "Hdwmy" and _is_number(text[:-1], 1, 100_000):
-        return None
-    return "is not a number with H, d, w, m or y behind it"
-
-
-def _is_number(text: str, least: int, most: int) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 7 and least <= int(text) <= most
 
 
 def _switch(name: str, short: str | None = None) -> Option:
@@ -484,7 +308,7 @@ def _valued(
 _SOCKET = _valued("socket", nonce_fault)
 _PROGRESS = _switch("progress", "p")
 _LOG_JSON = _switch("log-json")
-_GLOB = _valued("glob-archives", _archive_glob_fault, "a")
+_GLOB = _valued("glob-archives", archive_glob_fault, "a")
 
 VERBS: dict[str, Verb] = {
     verb.name: verb
@@ -521,8 +345,8 @@ VERBS: dict[str, Verb] = {
             most=1,
             options=(
                 _GLOB,
-                _valued("first", _count_fault),
-                _valued("last", _count_fault),
+                _valued("first", count_fault),
+                _valued("last", count_fault),
                 _switch("json"),
                 _LOG_JSON,
                 _SOCKET,
@@ -544,7 +368,7 @@ VERBS: dict[str, Verb] = {
                 _switch("repository-only"),
                 _switch("archives-only"),
                 _switch("verify-data"),
-                _valued("max-duration", _count_fault),
+                _valued("max-duration", count_fault),
                 _PROGRESS,
                 _LOG_JSON,
                 _SOCKET,
@@ -557,14 +381,14 @@ VERBS: dict[str, Verb] = {
             most=1,
             options=(
                 _GLOB,
-                _valued("keep-within", _interval_fault),
-                _valued("keep-last", _count_fault),
-                _valued("keep-minutely", _count_fault),
-                _valued("keep-hourly", _count_fault, "H"),
-                _valued("keep-daily", _count_fault, "d"),
-                _valued("keep-weekly", _count_fault, "w"),
-                _valued("keep-monthly", _count_fault, "m"),
-                _valued("keep-yearly", _count_fault, "y"),
+                _valued("keep-within", interval_fault),
+                _valued("keep-last", count_fault),
+                _valued("keep-minutely", count_fault),
+                _valued("keep-hourly", count_fault, "H"),
+                _valued("keep-daily", count_fault, "d"),
+                _valued("keep-weekly", count_fault, "w"),
+                _valued("keep-monthly", count_fault, "m"),
+                _valued("keep-yearly", count_fault, "y"),
                 _switch("dry-run", "n"),
                 _switch("list"),
                 _switch("stats", "s"),

@@ -13,15 +13,17 @@ from borg_pull.record import Record
 from borg_pull.source.request import (
     ENCRYPTION_MODES,
     VERBS,
-    compression_fault,
-    exclude_fault,
     nonce_fault,
-    path_fault,
     quoted,
-    repository_fault,
     split,
 )
 from borg_pull.toml import loads
+from borg_pull.values import (
+    compression_fault,
+    exclude_fault,
+    path_fault,
+    repository_fault,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
