@@ -312,13 +312,13 @@ def _told(content: bytes, pid: int, home: str) -> LiveSession | None:
     """
     from borg_pull.audit import is_session
     from borg_pull.source.request import VERBS
-    from borg_pull.source.whitelist import is_client_name
+    from borg_pull.source.whitelist import client_name_fault
 
     words = os.fsdecode(content).rstrip("\n").rstrip(" ").split(" ", 5)
     if len(words) != 6 or words[0] != str(pid):
         return None
     client, verb, since, session, report = words[1:]
-    if since.translate(_DIGITS) != "0000-00-00T00:00:00Z" or not is_client_name(client):
+    if since.translate(_DIGITS) != "0000-00-00T00:00:00Z" or client_name_fault(client):
         return None
     if not is_session(session) or verb not in (*VERBS, _UNKNOWN):
         return None
