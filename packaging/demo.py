@@ -378,7 +378,7 @@ keys = ["{public}"]
     demo.run(demo.admin, [admin, "check", str(demo.whitelist)], limit=CHECK_LINES)
     lines = demo.run(demo.admin, [admin, "authorized-keys", str(demo.whitelist)], limit=2)
     demo.screen.check(
-        "restrict,port-forwarding,command=" in lines and public.split()[1] in lines,
+        lines.startswith("restrict,port-forwarding,permitopen=") and public.split()[1] in lines,
         "the key may run the forced command and forward sockets, nothing else",
     )
     demo.write(demo.root / "source/authorized_keys", lines, demo.admin, 0o644)
@@ -408,27 +408,20 @@ def start_sshd(demo: Demo) -> None:
 
 
 def sshd_config(demo: Demo, port: int) -> str:
-    """The settings of the quickstart, for a daemon of our own."""
+    """The settings that ship, for this account and for a daemon of our own."""
+    keys = f"{demo.root}/source/authorized_keys"
+    settings = (PROJECT / "contrib/sshd/borg-pull.conf").read_text()
+    settings = settings.replace("Match User borg-pull", f"Match User {demo.login()}")
+    settings = settings.replace("/etc/borg-pull/authorized_keys", keys)
     return f"""\
 ListenAddress 127.0.0.1:{port}
 HostKey {demo.root}/source/host_key
 PidFile none
 UsePAM no
 StrictModes {"yes" if IS_ROOT else "no"}
-AuthenticationMethods publickey
-AuthorizedKeysFile {demo.root}/source/authorized_keys
 AllowUsers {demo.login()}
-ExposeAuthInfo yes
-AllowStreamLocalForwarding remote
-AllowTcpForwarding remote
-PermitListen none
-PermitOpen none
-StreamLocalBindUnlink no
-ClientAliveInterval 30
-ClientAliveCountMax 3
-PermitTTY no
 LogLevel ERROR
-"""
+{settings}"""
 
 
 def ssh_config(demo: Demo, port: int, known_hosts: Path) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import borg_pull
 from borg_pull import errors
+from borg_pull.admin.sshd_settings import SETTINGS
 from borg_pull.source import request, whitelist
 
 if TYPE_CHECKING:
@@ -99,6 +100,14 @@ def verbs() -> str:
     )
 
 
+def sshd_settings() -> str:
+    """The table of what is set in sshd for the account."""
+    return table(
+        ("setting", "why"),
+        [(f"`{setting.keyword} {setting.value}`", setting.why) for setting in SETTINGS],
+    )
+
+
 # Every section there is, and the file it must stand in.
 SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "exit-codes": ("protocol.md", exit_codes),
@@ -107,6 +116,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "audit-keys": ("configuration.md", lambda: configuration_keys(whitelist.AUDIT_KEYS)),
     "confine-keys": ("configuration.md", lambda: configuration_keys(whitelist.CONFINE_KEYS)),
     "limit-keys": ("configuration.md", lambda: configuration_keys(whitelist.LIMIT_KEYS)),
+    "sshd-settings": ("sshd.md", sshd_settings),
     "client-keys": ("configuration.md", lambda: configuration_keys(whitelist.CLIENT_KEYS)),
 }
 

@@ -5,7 +5,7 @@
 #
 # Makes the system account and group borg-pull, the bundle in PREFIX with the one capability, the
 # directories below, and the audit log's rotation. It writes no configuration and leaves sshd's
-# alone: docs/quickstart.md has both.
+# alone, which sshd -t must have passed before a restart reads it: docs/quickstart.md has both.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -59,6 +59,7 @@ new=$(mktemp -d "$directory/.borg-pull.XXXXXX")
 trap 'rm -rf "$new"' EXIT
 cp -R "$bundle/." "$new"
 chmod 0755 "$new"
+install -D -m 0644 "$project/contrib/sshd/borg-pull.conf" "$new/contrib/sshd/borg-pull.conf"
 "$project/packaging/grant.sh" "$new"
 # A backup that is running keeps the files it has open and finds what it still has to import in the
 # new bundle. No old one is kept: it would be a second program with the capability.

@@ -22,7 +22,7 @@ from tests.harness.peer import Peer
 from tests.harness.site import Installations, Site
 from tests.harness.sshd import SshServer, make_key
 
-OPTIONS = "restrict,port-forwarding"
+OPTIONS = 'restrict,port-forwarding,permitopen="localhost:1",permitlisten="localhost:1"'
 
 
 @pytest.fixture
@@ -217,25 +217,22 @@ def test_sshd_runs_the_program_that_was_named(installations: Installations, site
     peer.remove()
 
 
-class AskingServer(SshServer):
-    """An sshd that asks this program for keys at each login."""
-
-    def __init__(self, installations: Installations, site: Site) -> None:
-        super().__init__(installations.workplace)
-        programs = site.source.programs
-        self._asking = (
-            f"AuthorizedKeysCommand {programs.admin} authorized-keys --program {programs.source} "
-            f"--fingerprint %f {site.source.configuration}\n"
-            f"AuthorizedKeysCommandUser {site.account.name}\n"
-        )
-
-    def _configuration(self, port: int) -> str:
-        return super()._configuration(port) + self._asking
-
-
 @pytest.fixture
-def asking(installations: Installations, site: Site) -> Iterator[AskingServer]:
-    server = AskingServer(installations, site)
+def asking(installations: Installations, site: Site) -> Iterator[SshServer]:
+    """An sshd that asks this program for keys at each login."""
+    programs = site.source.programs
+    command = (
+        f"{programs.admin} authorized-keys --program {programs.source} "
+        f"--fingerprint %f {site.source.configuration}"
+    )
+    server = SshServer(
+        installations.workplace,
+        first=[
+            "AuthorizedKeysFile none",
+            f"AuthorizedKeysCommand {command}",
+            f"AuthorizedKeysCommandUser {site.account.name}",
+        ],
+    )
     server.start()
     yield server
     server.stop()
@@ -243,7 +240,7 @@ def asking(installations: Installations, site: Site) -> Iterator[AskingServer]:
 
 @pytest.mark.needs_root
 def test_sshd_asks_at_each_login(
-    installations: Installations, site: Site, asking: AskingServer, tmp_path: Path
+    installations: Installations, site: Site, asking: SshServer, tmp_path: Path
 ) -> None:
     """In by the whitelist, out when the key is gone from it or anything in it is wrong."""
     peer = Peer(installations.workplace, asking, site.source, "vega", site.borg)

@@ -300,7 +300,10 @@ class TwoHosts:
         return Account(name, entry.pw_uid, entry.pw_gid, disposable=True)
 
     def _make_checkout(self) -> None:
-        for name in ("packaging/install.sh", "packaging/grant.sh", "contrib/logrotate.conf"):
+        for name in (
+            *("packaging/install.sh", "packaging/grant.sh"),
+            *("contrib/logrotate.conf", "contrib/sshd/borg-pull.conf"),
+        ):
             copy = self.checkout / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(self.translated((PROJECT / name).read_text()))

@@ -19,24 +19,25 @@ from borg_pull.source.whitelist import ClientRules, load, public_key_blob
 from borg_pull.trust import Trust
 
 _SSHD = """\
-For sshd to ask at every login, in sshd_config:
+For sshd to ask at every login, in contrib/sshd/borg-pull.conf, in place of the two lines it has
+there for AuthorizedKeysFile and AuthorizedKeysCommand:
 
 \b
-Match User borg-pull
-  # on one line:
-  AuthorizedKeysCommand /opt/borg-pull/borg-pull-admin
-      authorized-keys --fingerprint %f /etc/borg-pull/config.toml
-  AuthorizedKeysCommandUser borg-pull
-  AllowStreamLocalForwarding remote
-  AllowTcpForwarding remote
-  PermitListen none
-  PermitOpen none
+AuthorizedKeysFile none
+# on one line:
+AuthorizedKeysCommand /opt/borg-pull/borg-pull-admin
+    authorized-keys --fingerprint %f /etc/borg-pull/config.toml
+AuthorizedKeysCommandUser borg-pull
 
-The Match is needed: without it sshd asks for every account, and the keys open each.
+Nowhere but below its Match: otherwise sshd asks for every account, and the keys open each.
+"""
 
-The last four lines are needed as well: "port-forwarding" in a key's line is what ssh -R of a
-socket takes, but it allows all of -L and -R, of TCP ports too, which only sshd's own configuration
-can refuse. AllowTcpForwarding cannot be "no": sshd would then refuse sockets with the ports.
+KEY_OPTIONS = 'restrict,port-forwarding,permitopen="localhost:1",permitlisten="localhost:1"'
+"""What a key may do besides its forced command.
+
+``port-forwarding`` is what ssh -R of a socket takes, and by itself allows every -L and -R. There
+is no word for none of them: so the one TCP port that may be asked for, either way, is one that
+nobody serves and no account can listen on. Unix sockets are then refused to -L, too.
 """
 
 
@@ -91,10 +92,10 @@ def _clients(config: str, trust: Trust) -> Mapping[str, ClientRules]:
 def _lines(
     program: str, config: str, client: str, rules: ClientRules, fingerprint: str | None
 ) -> Iterator[bytes]:
-    options = b'restrict,port-forwarding,command="%b"' % forced_command(program, config, client)
+    command = forced_command(program, config, client)
     for key in rules.keys:
         if fingerprint is None or fingerprint == fingerprint_of(key):
-            yield b"%b %b" % (options, key.encode("utf-8"))
+            yield b'%b,command="%b" %b' % (KEY_OPTIONS.encode(), command, key.encode("utf-8"))
 
 
 def forced_command(program: str, config: str, client: str) -> bytes:

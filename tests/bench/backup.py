@@ -201,7 +201,8 @@ def pulls(
 def _ways(
     workplace: Workplace, borg: Path, peer: Path | None
 ) -> Iterator[tuple[Source, list[Way]]]:
-    server = SshServer(workplace)
+    # For the answers of `_other`.
+    server = SshServer(workplace, first=["AcceptEnv BORG_*"])
     server.start()
     try:
         source = Source(

@@ -25,6 +25,7 @@ from tests.harness.wait import until
 EARLY = 40
 DATA = 2 << 20
 SOURCE_SIZE = 8 << 20
+KEEP_ALIVE = ("ClientAliveInterval 1", "ClientAliveCountMax 2")
 
 
 def _kill_ssh(pull: Pull) -> None:
@@ -59,7 +60,7 @@ CUTS: dict[str, Callable[[Pull], None]] = {
 @pytest.fixture
 def site(make_site: SiteMaker, build: Build) -> Site:
     """A site whose sshd asks a silent peer every second whether it lives."""
-    return make_site(build, client_alive_interval=1)
+    return make_site(build, sshd=KEEP_ALIVE)
 
 
 def _after(site: Site, pull: Pull, listener: Listener, repository: Repository) -> None:

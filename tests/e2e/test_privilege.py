@@ -28,6 +28,8 @@ FOREIGN_VARIABLES = (
     "BORG_LOGGING_CONF=/x BORG_REPO=/x LD_PRELOAD=/x.so LD_LIBRARY_PATH=/x PYTHONPATH=/x "
     "PYTHONINSPECT=1 _PYI_ARCHIVE_FILE=/x LC_CTYPE=x BORG_PASSPHRASE=x"
 )
+# A careless admin's line, in spite of the settings that ship: nothing of it may reach borg.
+ACCEPTED = "AcceptEnv BORG_* LD_* PYTHON* _PYI_* TMPDIR LC_*"
 
 INTRUDER = """\
 #!/usr/bin/python3 -I
@@ -76,6 +78,12 @@ report = {{
 with open(state + "/report.json", "w") as file:
     json.dump(report, file)
 """
+
+
+@pytest.fixture
+def site(make_site: SiteMaker, build: Build) -> Site:
+    """A site whose sshd hands on variables that should do harm."""
+    return make_site(build, sshd=(ACCEPTED,))
 
 
 def _run_intruder(site: Site, **client: object) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from borg_pull.admin.authorized_keys import KEY_OPTIONS
+
 from . import processes
 from .source import Source
 from .sshd import SshServer, make_key
 from .wait import until
 from .workplace import Workplace
 
-RESTRICTIONS = "restrict,port-forwarding"
 PULL_SECONDS = 90.0
 BLOCK = 65536
 PASSPHRASE = "correct horse: battery 'staple' \"$x\" é"
@@ -357,7 +358,7 @@ class Peer:
             command = f"{source.programs.source} {source.configuration} {self.name}"
         quoted = command.replace('"', '\\"')
         self._server.authorize(
-            self._source.account, f'{RESTRICTIONS},command="{quoted}" {self.public_key}'
+            self._source.account, f'{KEY_OPTIONS},command="{quoted}" {self.public_key}'
         )
 
     def repository(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from . import builds
 from .builds import Build, Programs
 from .peer import Peer, Repository, Result
@@ -16,7 +18,7 @@ class Installations:
     def __init__(self) -> None:
         self.workplace = Workplace()
         self._programs: dict[tuple[str, bool], Programs] = {}
-        self._servers: dict[int, SshServer] = {}
+        self._servers: dict[tuple[str, ...], SshServer] = {}
         self._idle: list[Account] = []
 
     def programs(self, build: Build, *, capable: bool) -> Programs:
@@ -26,13 +28,14 @@ class Installations:
             self._programs[key] = builds.install(*key[:1], self.workplace, capable=capable)
         return self._programs[key]
 
-    def server(self, client_alive_interval: int = 0) -> SshServer:
-        """The sshd with this keep-alive interval in seconds, started once."""
-        if client_alive_interval not in self._servers:
-            server = SshServer(self.workplace, client_alive_interval=client_alive_interval)
+    def server(self, first: Sequence[str] = ()) -> SshServer:
+        """The sshd with these settings before those that ship, started once."""
+        key = tuple(first)
+        if key not in self._servers:
+            server = SshServer(self.workplace, first=key)
             server.start()
-            self._servers[client_alive_interval] = server
-        return self._servers[client_alive_interval]
+            self._servers[key] = server
+        return self._servers[key]
 
     def take_account(self) -> Account:
         """An account nobody else uses now."""
@@ -50,21 +53,24 @@ class Installations:
 
 
 class Site:
-    """A source with one account, and its backup servers by client name."""
+    """A source with one account, and its backup servers by client name.
+
+    ``sshd`` are settings of sshd that stand before those that ship.
+    """
 
     def __init__(
         self,
         installations: Installations,
         build: Build,
         *,
-        client_alive_interval: int = 0,
+        sshd: Sequence[str] = (),
         capable: bool | None = None,
     ) -> None:
         if capable is None:
             capable = IS_ROOT and build.programs == "frozen"
         self.build = build
         self.borg = builds.borg(build.borg)
-        self.server = installations.server(client_alive_interval)
+        self.server = installations.server(sshd)
         self.installations = installations
         self.account = installations.take_account()
         self.source = Source(

@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
+import getpass
 import re
 import secrets
 import signal
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import processes
+from .builds import PROJECT
 from .wait import until
-from .workplace import IS_ROOT, Account, Workplace
+from .workplace import ACCOUNT_PREFIX, IS_ROOT, Account, Workplace
 
+SHIPPED_SETTINGS = PROJECT / "contrib/sshd/borg-pull.conf"
 PORT_TRIES = 20
-KEEP_ALIVE_MISSES = 2
+
+
+def shipped_settings(user: str, keys: str) -> str:
+    """The drop-in that ships, for the accounts that ``user`` matches and with ``keys`` for the
+    file of their keys; all else in it is as it ships."""
+    text = SHIPPED_SETTINGS.read_text()
+    for shipped, ours in (
+        ("Match User borg-pull\n", f"Match User {user}\n"),
+        ("AuthorizedKeysFile /etc/borg-pull/authorized_keys\n", f"AuthorizedKeysFile {keys}\n"),
+    ):
+        assert text.count(shipped) == 1, f"{SHIPPED_SETTINGS} has no line {shipped!r}"
+        text = text.replace(shipped, ours)
+    return text
 
 
 class SshServer:
-    """One sshd, started by ``start`` and ended with all its sessions by ``stop``.
+    """One sshd under the settings that ship, started by ``start`` and ended with all its sessions
+    by ``stop``.
 
-    ``client_alive_interval`` is in seconds; 0 never asks a silent client whether it lives.
+    ``first`` are settings that stand before those that ship, and so take their place.
     """
 
-    def __init__(
-        self,
-        workplace: Workplace,
-        *,
-        client_alive_interval: int = 0,
-        stream_local_bind_unlink: bool = False,
-    ) -> None:
+    def __init__(self, workplace: Workplace, *, first: Sequence[str] = ()) -> None:
         self.directory = workplace.directory("sshd")
         self._keys = self.directory / "keys"
         self._keys.mkdir()
         self._keys.chmod(0o755)
         self._host_key = self.directory / "host_key"
-        self._client_alive_interval = client_alive_interval
-        self._stream_local_bind_unlink = stream_local_bind_unlink
+        self._drop_ins = self.directory / "sshd_config.d"
+        self._drop_ins.mkdir()
+        self._first = first
         self._daemon: subprocess.Popen[bytes] | None = None
         self.port = 0
         self.log = self.directory / "log"
@@ -87,7 +99,16 @@ class SshServer:
         return True
 
     def _configuration(self, port: int) -> str:
+        # Accounts of this run and of others; without root sshd lets in the current user alone.
+        user = f"{ACCOUNT_PREFIX}*" if IS_ROOT else getpass.getuser()
+        drop_ins = {
+            "first.conf": "\n".join((f"Match User {user}", *self._first, "")),
+            "borg-pull.conf": shipped_settings(user, f"{self._keys}/%u"),
+        }
+        for name, text in drop_ins.items():
+            (self._drop_ins / name).write_text(text)
         lines = [
+            *(f"Include {self._drop_ins}/{name}" for name in drop_ins),
             f"Port {port}",
             "ListenAddress 127.0.0.1",
             f"HostKey {self._host_key}",
@@ -95,27 +116,9 @@ class SshServer:
             "UsePAM no",
             "PasswordAuthentication no",
             "KbdInteractiveAuthentication no",
-            "PubkeyAuthentication yes",
-            f"AuthorizedKeysFile {self._keys}/%u",
-            # Without root the directories above are the user's or /tmp, which it refuses.
+            # Without root the directories above the keys are the user's or /tmp, which it refuses.
             f"StrictModes {'yes' if IS_ROOT else 'no'}",
-            "ExposeAuthInfo yes",
-            "AllowStreamLocalForwarding remote",
-            # With "no" it refuses to forward Unix sockets too, whatever the line above says.
-            "AllowTcpForwarding remote",
-            "PermitListen none",
-            "PermitOpen none",
-            "AllowAgentForwarding no",
-            "X11Forwarding no",
-            "PermitTTY no",
             f"SetEnv BORG_PULL_TEST_RUN={self.directory.parent}",
-            # A careless admin's line: nothing of it may reach borg.
-            "AcceptEnv BORG_* LD_* PYTHON* _PYI_* TMPDIR LC_*",
-            "PermitUserRC no",
-            "PermitTunnel no",
-            f"StreamLocalBindUnlink {'yes' if self._stream_local_bind_unlink else 'no'}",
-            f"ClientAliveInterval {self._client_alive_interval}",
-            f"ClientAliveCountMax {KEEP_ALIVE_MISSES}",
             "MaxStartups 1000",
             "LoginGraceTime 60",
             "UseDNS no",
