@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from borg_pull.source.report import WrapReport, parse, take
+from borg_pull.source.report import WrapReport, look_at, parse, take
 
 SERVED = "7 connected 0 0 0\n7 progress 10 20 0\n7 end 100 200 0 \n"
 
@@ -97,6 +97,22 @@ def test_taking_it_removes_it(tmp_path: Path) -> None:
     assert take(str(path)) is None
 
 
+def test_looking_at_it_leaves_it(tmp_path: Path) -> None:
+    path = tmp_path / "report"
+    path.write_text(SERVED)
+    assert look_at(str(path)) == parse(SERVED)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("lines", [1, 4_000, 7_000, 100_000])
+def test_the_end_of_a_long_run_counts(tmp_path: Path, lines: int) -> None:
+    """Of 130 KiB, 260 KiB and more: the first lines and the last are read, whole ones only."""
+    path = tmp_path / "report"
+    progress = "".join(f"7 progress {number:015d} {number:015d} 0\n" for number in range(lines))
+    path.write_text(f"7 connected 0 0 0\n{progress}7 end 123 456 69 lost\n")
+    assert take(str(path)) == report(True, 123, 456, (69, "lost"))
+
+
 def test_an_empty_report_is_none_and_removed(tmp_path: Path) -> None:
     path = tmp_path / "report"
     path.touch()
@@ -125,5 +141,6 @@ def test_what_is_planted_in_its_place_is_neither_read_nor_waited_for(
         path.mkdir()
     elif kind == "socket":
         socket.socket(socket.AF_UNIX).bind(str(path))
+    assert look_at(str(path)) is None
     assert take(str(path)) is None
     assert target.read_text() == SERVED

@@ -8,7 +8,8 @@ import stat
 from borg_pull.errors import InternalError, RequestError, SocketError, SystemRefusedError
 from borg_pull.record import Record
 
-_MAX_REPORT = 1024 * 1024  # bytes; a run writes a few lines
+# Bytes read of each end of a report: a run of days writes 20 MiB a month, a line every 5 seconds.
+_PART = 128 * 1024
 _MAX_DIGITS = 18  # of a number of bytes
 _MAX_MESSAGE = 500  # characters
 # Anything else is no failure of the wrap's own to tell of: it was killed, say.
@@ -36,18 +37,40 @@ def take(path: str) -> WrapReport | None:
 
     The run itself can put anything there, so nothing in it is waited for or believed.
     """
+    found = look_at(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return None
-            content = os.read(descriptor, _MAX_REPORT)
-        finally:
-            os.close(descriptor)
         os.unlink(path)
     except OSError:
         return None
+    return found
+
+
+def look_at(path: str) -> WrapReport | None:
+    """As `take`, of a run that goes on."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            content = _content(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
     return parse(content.decode("utf-8", "replace"))
+
+
+def _content(descriptor: int) -> bytes:
+    """The whole report, or its first and its last lines: what is between them they say, too."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        return b""
+    first = os.pread(descriptor, _PART, 0)
+    if status.st_size <= _PART:
+        return first
+    start = max(_PART, status.st_size - _PART)
+    last = os.pread(descriptor, _PART, start)
+    if start > _PART:
+        first, last = first[: first.rfind(b"\n") + 1], last.partition(b"\n")[2]
+    return first + last
 
 
 def parse(text: str) -> WrapReport | None:
