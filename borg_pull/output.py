@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
 
 def print_lines(lines: Iterable[tuple[tuple[str, str], ...]]) -> None:
@@ -24,6 +30,44 @@ def print_lines(lines: Iterable[tuple[tuple[str, str], ...]]) -> None:
         for line in lines:
             console.print(Text.assemble(*line))
     put(captured.get())
+
+
+def print_table(headings: Sequence[str], rows: Iterable[tuple[Sequence[str], str]]) -> None:
+    """Print ``rows``, given as (printable cells, style); on a terminal the last column folds."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings[:-1]:
+        table.add_column(heading, no_wrap=True)
+    table.add_column(headings[-1], overflow="fold")
+    for cells, style in rows:
+        table.add_row(*(Text(cell, style=style) for cell in cells))
+    put(_text(table))
+
+
+def print_line(text: str, style: str) -> None:
+    """Print one printable line of a table that grows, at once. Raises BrokenPipeError."""
+    from rich.text import Text
+
+    sys.stdout.write(_text(Text(text, style=style)))
+    sys.stdout.flush()
+
+
+_LINE_END = re.compile(r"(?:\x1b\[[0-9;]*m| )+$", re.MULTILINE)
+
+
+def _text(what: Table | Text) -> str:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        # A pipe has no width; nothing may be cut or wrapped for it.
+        console.width = 1 << 20
+    with console.capture() as capture:
+        console.print(what, soft_wrap=not console.is_terminal)
+    # It fills every line up to the longest.
+    return _LINE_END.sub(lambda found: found[0].replace(" ", ""), capture.get())
 
 
 def put(text: str | bytes) -> None:

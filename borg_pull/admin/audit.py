@@ -22,7 +22,7 @@ import time
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, Any, cast
 
 import click
 
@@ -38,12 +38,8 @@ from borg_pull.audit import (
     timestamp,
 )
 from borg_pull.errors import ConfigurationError, RequestError, printable
+from borg_pull.output import print_line, print_table
 from borg_pull.record import Record
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
 FOLLOW_SECONDS = 0.25
 """How often a followed log is looked at: one stat and one read that find nothing."""
@@ -925,6 +921,9 @@ def _detail(record: Mapping[str, Any]) -> str:
         return " ".join(word for word in words if word)
     if event == "complete":
         return ", ".join(_outcome(record))
+    if event in ("lockdown_on", "lockdown_off"):
+        reason = "" if record.get("reason") is None else f": {_plain(record['reason'])}"
+        return f"by {_plain(record.get('by'))}{reason}"
     return " ".join(
         f"{key}={_plain(value)}" for key, value in record.items() if key not in RESERVED
     )
@@ -969,67 +968,26 @@ def _excerpt(content: bytes) -> str:
 
 
 _HEADINGS = ("time (UTC)", "client", "event", "session", "from", "what")
-_WIDTHS = (19, 12, 10, 8, 15, 0)
+_WIDTHS = (19, 12, 12, 8, 15, 0)
 
 
 def _style(row: Sequence[str]) -> str:
     """Colour of a row: what went wrong stands out."""
     if row[2] in ("refused", "no record"):
         return "red"
+    if row[2] == "lockdown_on":
+        return "yellow"
     if row[2] == "complete" and " success" not in row[5].partition(",")[0]:
         return "yellow"
     return ""
 
 
-def _console() -> Console:
-    # rich costs more than all the rest of this program, which sshd starts at every login when it
-    # asks for authorized keys.
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        # A pipe has no width; nothing may be cut or wrapped for it.
-        console.width = 1 << 20
-    return console
-
-
-_LINE_END = re.compile(r"(?:\x1b\[[0-9;]*m| )+$", re.MULTILINE)
-
-
-def _put(console: Console, what: Table | Text) -> None:
-    # rich would end the program by itself on a closed pipe.
-    with console.capture() as capture:
-        console.print(what, soft_wrap=not console.is_terminal)
-    # It fills every line up to the longest.
-    text = _LINE_END.sub(lambda found: found[0].replace(" ", ""), capture.get())
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def print_table(lines: Iterator[Line]) -> None:
-    """The lines as a table on standard output."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in _HEADINGS[:-1]:
-        table.add_column(heading, no_wrap=True)
-    table.add_column(_HEADINGS[-1], overflow="fold")
-    for line in lines:
-        row = row_of(line)
-        table.add_row(*(Text(cell, style=_style(row)) for cell in row))
-    _put(_console(), table)
-
-
 def row_printer() -> Callable[[Line], None]:
     """A function that prints one line of the table at once, for a log being followed."""
-    from rich.text import Text
-
-    console = _console()
 
     def put(row: Sequence[str], style: str) -> None:
         cells = (cell.ljust(width) for cell, width in zip(row, _WIDTHS, strict=True))
-        _put(console, Text("  ".join(cells), style=style))
+        print_line("  ".join(cells), style)
 
     put(_HEADINGS, "bold")
     return lambda line: put(row := row_of(line), _style(row))
@@ -1147,7 +1105,8 @@ def show(
             lines = _records_and_strays(Source(name=file, stream=open_log(file, stack), size=None))
         chosen = (line for line in lines if wanted.wants(line.record))
         if not as_json and not following:
-            print_table(chosen)
+            rows = (row_of(line) for line in chosen)
+            print_table(_HEADINGS, ((row, _style(row)) for row in rows))
             return
         put = print_json if as_json else row_printer()
         for line in chosen:
