@@ -37,7 +37,8 @@ def run(*arguments: str | Path) -> Answer:
     """Run a command in this process."""
     result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
     if isinstance(result.exception, BorgPullError):
-        return Answer(result.exception.exit_code, result.stdout, result.exception.line())
+        said = result.stderr + result.exception.line()
+        return Answer(result.exception.exit_code, result.stdout, said)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Answer(result.exit_code, result.stdout, result.stderr)

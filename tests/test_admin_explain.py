@@ -209,6 +209,17 @@ def test_bytes_that_are_not_text(config: Path) -> None:
     assert "café" in answer.stdout
 
 
+def test_a_host_that_is_locked_down_changes_no_verdict(config: Path) -> None:
+    assert explain(config, "hello")["lockdown"] is None
+    (config.parent / "lockdown").write_text("reason: moving house\n")
+    report = explain(config, "hello")
+    assert (report["verdict"], report["lockdown"]) == ("allowed", "locked down: moving house")
+    assert (
+        "but now     locked down: moving house"
+        in run("explain", config, "luna", "hello").stdout.splitlines()
+    )
+
+
 def test_for_people(config: Path) -> None:
     answer = start(
         "explain", str(config), "luna", "-x create /srv/repo a /", environment={"COLUMNS": "20"}

@@ -20,7 +20,16 @@ from tests.harness.builds import Build
 from tests.harness.site import Installations
 
 CONFIGURATION = str(Path(__file__).parent / "samples/good/smallest.toml")
-COMMANDS = ("check", "explain", "authorized-keys", "audit", "audit show", "audit verify")
+COMMANDS = (
+    "check",
+    "explain",
+    "authorized-keys",
+    "audit",
+    "audit show",
+    "audit verify",
+    "lockdown",
+    "sessions",
+)
 
 
 def test_version() -> None:
@@ -61,6 +70,9 @@ def test_without_a_command_it_shows_its_help() -> None:
         ["audit", "show"],
         ["audit", "show", "a", "--config", "b"],
         ["audit", "verify"],
+        ["lockdown", CONFIGURATION],
+        ["sessions"],
+        ["lockdown", CONFIGURATION, "o\x1b[2Jff"],
     ],
 )
 def test_a_wrong_command_line(arguments: list[str]) -> None:

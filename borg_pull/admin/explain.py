@@ -31,6 +31,7 @@ from borg_pull.source.installation import (
     socket_wrapper,
 )
 from borg_pull.source.judge import Allowed, Refused, judge
+from borg_pull.source.lockdown import reason_of
 from borg_pull.source.positions import Positions
 from borg_pull.source.request import parse, quoted
 from borg_pull.source.state import places as state_places
@@ -102,15 +103,17 @@ class Report(TypedDict):
     hint: str | None
     rules: list[Rule]
     """What decided, empty when the request or the configuration never came to be judged."""
+    lockdown: str | None
+    """Why the host serves nobody as it stands now; no part of the verdict."""
     run: Run | None
     """None when refused."""
 
 
 _SCHEMA = """\
 --json: an object of type "explain", version 1, config, client, request, verdict ("allowed" or
-"refused"), exit, reason, hint, rules (each rule, origin, file, line) and run: null, or verb,
-repository, archive, paths (each path, rule, obstacle), argv, environment,
-environment_at_run_time, confinement, socket, state_directory, lock, passphrase_source.
+"refused"), exit, reason, hint, rules (each rule, origin, file, line), lockdown (null, or why nobody
+is served now) and run: null, or verb, repository, archive, paths (each path, rule, obstacle), argv,
+environment, environment_at_run_time, confinement, socket, state_directory, lock, passphrase_source.
 """
 
 
@@ -156,6 +159,7 @@ def explanation(config: str, client: str, request: str) -> Report:
         reason=None,
         hint=None,
         rules=[],
+        lockdown=reason_of(config),
         run=None,
     )
     try:
@@ -327,6 +331,8 @@ def _lines(report: Report) -> Iterator[tuple[tuple[str, str], ...]]:
             yield _labelled(label, text)
     for rule in report["rules"]:
         yield _labelled("rule", _rule_text(rule))
+    if report["lockdown"] is not None:
+        yield _labelled(_BUT_NOW, report["lockdown"], "yellow")
     if report["run"] is not None:
         for label, text in _run_lines(report["run"]):
             yield _labelled(label, text, "yellow" if label == _BUT_NOW else "")

@@ -1,4 +1,4 @@
-"""What the admin's commands look at on this host: files, accounts, programs. Changes nothing."""
+"""What the admin's commands find on this host: files, accounts, programs. Changes nothing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from borg_pull.errors import BorgPullError, ConfigurationError, RequestError
+from borg_pull.errors import (
+    BorgPullError,
+    ConfigurationError,
+    RequestError,
+    SystemRefusedError,
+)
 from borg_pull.linux.capabilities import DAC_READ_SEARCH
 from borg_pull.linux.paths import open_without_links
 from borg_pull.source.installation import client_directory, client_file, main_file
-from borg_pull.source.whitelist import SourceFile, load_settings
+from borg_pull.source.whitelist import Settings, SourceFile, load_settings
 from borg_pull.trust import Trust
 
 UNCHECKED = Trust(enforced=False, uid=0)
@@ -32,12 +37,17 @@ def absolute(config: str) -> str:
     return config if config.startswith("/") else os.path.abspath(config)
 
 
-def audit_file(config: str) -> str:
-    """The audit log of the whitelist at ``config``. Raises ConfigurationError."""
+def settings_of(config: str) -> Settings:
+    """The settings of the whitelist at ``config``. Raises ConfigurationError."""
     settings = load_settings(main_file(absolute(config), UNCHECKED))
     if settings is None:
         raise ConfigurationError(f"{config} is wrong", "see borg-pull-admin check")
-    return settings.audit.file
+    return settings
+
+
+def audit_file(config: str) -> str:
+    """The audit log of the whitelist at ``config``. Raises ConfigurationError."""
+    return settings_of(config).audit.file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +145,27 @@ def account_behind(*directories: str) -> Account | None:
     return usual if not ordinary or usual in ordinary else ordinary[0]
 
 
+def forced_command_account(settings: Settings, user: str | None) -> Account:
+    """The account that ``user`` names, else the one behind ``settings``; never root's.
+
+    Raises RequestError, SystemRefusedError when this process cannot act as it.
+    """
+    runtime = settings.runtime
+    account = (
+        account_behind(runtime.home, runtime.socket_dir) if user is None else account_named(user)
+    )
+    if account is None or account.uid == 0:
+        raise RequestError(
+            f"the forced command's account cannot be told from who owns {runtime.home}",
+            "name it with --user",
+        )
+    if not can_act_as(account):
+        raise SystemRefusedError(
+            f"only root and {account.name} have access to {runtime.home}", "run this as root"
+        )
+    return account
+
+
 def can_act_as(account: Account) -> bool:
     """Whether `acting_as` sees exactly what the account sees."""
     return os.geteuid() in (0, account.uid)
@@ -142,7 +173,8 @@ def can_act_as(account: Account) -> bool:
 
 @contextlib.contextmanager
 def acting_as(account: Account) -> Iterator[None]:
-    """Look at files as ``account`` does; no change for who is neither root nor that account.
+    """Look at files, write and signal as ``account`` does; no change for who is neither root nor
+    that account.
 
     Root keeps itself as saved identity, so that the way back is open.
     """

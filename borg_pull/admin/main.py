@@ -1,4 +1,4 @@
-"""``borg-pull-admin``: the admin's side of the source; none of it runs borg or needs privilege."""
+"""``borg-pull-admin``: the admin's side of the source; none of it runs borg."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from borg_pull.admin.audit import audit
 from borg_pull.admin.authorized_keys import authorized_keys
 from borg_pull.admin.check import check
 from borg_pull.admin.explain import explain
+from borg_pull.admin.lockdown import lockdown
+from borg_pull.admin.sessions import sessions
 from borg_pull.command_line import run
 
 PROGRAM = "borg-pull-admin"
@@ -18,11 +20,12 @@ PROGRAM = "borg-pull-admin"
 @click.group()
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 def cli() -> None:
-    """Check and explain the whitelist of a source, print the keys that may log in, and read the
-    audit log.
+    """Check and explain the whitelist of a source, print the keys that may log in, read the audit
+    log, and lock the host down.
 
-    Nothing here runs borg or changes anything. Exit codes: 0, or 64 for a wrong command line, 70
-    for a fault of this program, 71 when the system refuses, 78 when the configuration is wrong.
+    Nothing here runs borg, and nothing but lockdown changes anything. Exit codes: 0, or 64 for a
+    wrong command line, 70 for a fault of this program, 71 when the system refuses, 78 when the
+    configuration is wrong.
     """
 
 
@@ -30,6 +33,8 @@ cli.add_command(audit)
 cli.add_command(authorized_keys)
 cli.add_command(check)
 cli.add_command(explain)
+cli.add_command(lockdown)
+cli.add_command(sessions)
 
 
 def main() -> int:

@@ -1,0 +1,384 @@
+"""``borg-pull-admin lockdown``: have the host refuse every request, and serve them again.
+
+Locking comes before recording, and recording before unlocking: what cannot be recorded leaves the
+host locked. The record is written as the forced command's account, whose log it is. With
+``--json`` the answer is one `Report`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+import click
+
+from borg_pull.admin import host
+from borg_pull.admin.sessions import Session, end_all
+from borg_pull.audit import AuditLog, Common, new_session
+from borg_pull.errors import (
+    AuditError,
+    BorgPullError,
+    BusyError,
+    ConfigurationError,
+    RequestError,
+    SystemRefusedError,
+    printable,
+)
+from borg_pull.output import print_lines, put
+from borg_pull.source.lockdown import MAX_NAME, MAX_REASON, Lockdown, file_beside, read
+
+if TYPE_CHECKING:
+    from borg_pull.audit import JSONValue
+
+Action = Literal["on", "off", "status"]
+
+
+class Report(TypedDict):
+    """The answer of ``lockdown --json``."""
+
+    type: Literal["lockdown"]
+    version: Literal[1]
+    config: str
+    locked: bool
+    """Whether requests are refused now."""
+    since: str | None
+    """RFC 3339; null when not locked, or unknown."""
+    by: str | None
+    reason: str | None
+    fault: str | None
+    """Why the three above are not known although the host is locked."""
+    changed: bool
+    """Whether this command locked the host, or unlocked it."""
+    ended: int | None
+    """How many requests under way have ended; null without ``--kill``."""
+    left: list[Session] | None
+    """Those that have not."""
+
+
+_SCHEMA = """\
+--json: an object of type "lockdown", version 1, config, locked, since, by, reason, fault (why
+those three are unknown), changed (whether this command did it), and with --kill ended (a number)
+and left (sessions, as of the command sessions), else null.
+"""
+
+
+@click.command(epilog=_SCHEMA, short_help="Refuse all requests, or serve them again.")
+@click.argument("config", type=click.Path())
+@click.argument("action", type=click.Choice(("on", "off", "status")))
+@click.option("--kill", is_flag=True, help="End the requests under way, too, in order.")
+@click.option("--reason", metavar="TEXT", help="Why: told to all who are refused, and recorded.")
+@click.option("--by", metavar="NAME", help="Who does it.  [default: who logged in]")
+@click.option(
+    "--user",
+    metavar="ACCOUNT",
+    help="Account of the forced command.  [default: the owner of home or socket_dir]",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_context
+def lockdown(
+    context: click.Context,
+    config: str,
+    action: Action,
+    kill: bool,
+    reason: str | None,
+    by: str | None,
+    user: str | None,
+    as_json: bool,
+) -> None:
+    """Have every request under the whitelist CONFIG refused with exit code 75, or end that.
+
+    The lockdown is the file `lockdown` beside CONFIG, so it holds for every whitelist in that
+    directory, and across a restart. Both ends of it stand in the audit log. With --kill, borg is
+    interrupted, so that it closes its transaction, and waited for.
+
+    Exit code of status: 0 when requests are served, 75 when the host is locked down. Of on and
+    off: 0 done, or so already; 71 not done; 73 locked down, but that, or its end, could not be
+    recorded; 75 locked down, but with --kill some requests have not ended in time.
+    """
+    config = _existing(host.absolute(config))
+    if action == "status":
+        _refuse_options(action, {"--kill": kill, "--reason": reason, "--by": by, "--user": user})
+        report = _report(config)
+        _show(report, as_json=as_json)
+        context.exit(BusyError.exit_code if report["locked"] else 0)
+    name = _checked("--by", by, MAX_NAME) or _who()
+    reason = _checked("--reason", reason, MAX_REASON)
+    faults: list[BorgPullError] = []
+    ended = None
+    if action == "on":
+        changed = _lock(config, name, reason, user, faults, kill=kill)
+        # What cannot be recorded is ended all the same.
+        if kill:
+            ended = _end(config, user, faults)
+    else:
+        _refuse_options(action, {"--kill": kill, "--reason": reason})
+        changed = _unlock(config, name, user, faults)
+    _show(_report(config, changed=changed, ended=ended), as_json=as_json)
+    for fault in faults[1:]:
+        click.echo(f"borg-pull-admin: {fault.line()}", err=True)
+    if faults:
+        raise faults[0]
+
+
+def _refuse_options(action: Action, given: Mapping[str, object]) -> None:
+    """Raises RequestError for an option that says nothing to ``action``."""
+    for option, value in given.items():
+        if value:
+            raise RequestError(f"{option} is no option of lockdown {action}", "see --help")
+
+
+def _existing(config: str) -> str:
+    """``config``, if there is something: locking down some other directory helps nobody."""
+    try:
+        os.stat(config)
+    except OSError as error:
+        raise ConfigurationError(f"{config} cannot be used: {error.strerror}") from error
+    return config
+
+
+def _checked(option: str, text: str | None, limit: int) -> str | None:
+    """``text``, if it is one line that a terminal can show. Raises RequestError."""
+    if text is None:
+        return None
+    if not text.strip() or len(text) > limit or not text.isprintable():
+        raise RequestError(
+            f"{option} {text[:limit]}: not usable", f"write one line of 1 to {limit} characters"
+        )
+    return text.strip()
+
+
+def _who() -> str:
+    """Who runs this: before sudo, or who logged in, or the user."""
+    name = os.environ.get("SUDO_USER")
+    if not name:
+        try:
+            name = os.getlogin()
+        except OSError:
+            name = _name_of(os.getuid())
+    return printable(name)[:MAX_NAME]
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _report(
+    config: str, *, changed: bool = False, ended: tuple[int, list[Session]] | None = None
+) -> Report:
+    found = read(config)
+    return Report(
+        type="lockdown",
+        version=1,
+        config=config,
+        locked=found is not None,
+        since=None if found is None else found.since,
+        by=None if found is None else found.by,
+        reason=None if found is None else found.reason,
+        fault=None if found is None else found.fault,
+        changed=changed,
+        ended=None if ended is None else ended[0],
+        left=None if ended is None else ended[1],
+    )
+
+
+def _lock(
+    config: str,
+    by: str,
+    reason: str | None,
+    user: str | None,
+    faults: list[BorgPullError],
+    *,
+    kill: bool,
+) -> bool:
+    """Lock down, then record it; whether it was not so before. ``faults``: what went wrong then.
+
+    One in force is recorded once more. It keeps its beginning, and all that is known of it when
+    there is no new reason. Raises SystemRefusedError.
+    """
+    before = now = read(config)
+    if now is None or now.since is None or reason is not None:
+        since = None if now is None else now.since
+        now = Lockdown(since=since or _now(), by=by, reason=reason, fault=None)
+        _write(file_beside(config), now)
+    fields: dict[str, JSONValue] = {
+        "by": by,
+        "reason": now.reason,
+        "since": now.since,
+        "was_locked": before is not None,
+        "kill": kill,
+    }
+    try:
+        _record(config, user, "lockdown_on", fields)
+    except BorgPullError as error:
+        message = f"locked down, but that is not on record: {error.message}"
+        faults.append(AuditError(message, error.hint))
+    if read(config) is None:
+        faults.append(BusyError("somebody else lifted the lockdown meanwhile", "see the audit log"))
+    return before is None
+
+
+def _end(
+    config: str, user: str | None, faults: list[BorgPullError]
+) -> tuple[int, list[Session]] | None:
+    """End what is under way; None when that cannot be told. ``faults``: what went wrong."""
+    try:
+        settings = host.settings_of(config)
+        account = host.forced_command_account(settings, user)
+        ended, left = end_all(settings.runtime.home, account, _tell)
+    except BorgPullError as error:
+        error.message = f"locked down, but who is served now cannot be told: {error.message}"
+        faults.append(error)
+        return None
+    if left:
+        pids = " ".join(str(one["pid"]) for one in left)
+        message = f"locked down, but {len(left)} of the requests under way have not ended"
+        faults.append(BusyError(message, f"look at them, and end them with kill -KILL {pids}"))
+    return ended, left
+
+
+def _tell(left: int, seconds: float) -> None:
+    click.echo(f"under way: {left}, after {seconds:.0f} s", err=True)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _write(path: str, content: Lockdown) -> None:
+    """Put the file in place, whole and on the disk. Raises SystemRefusedError."""
+    lines = [f"since: {content.since}\n", f"by: {content.by}\n"]
+    if content.reason is not None:
+        lines.append(f"reason: {content.reason}\n")
+    draft = f"{path}.{secrets.token_hex(4)}"
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fchmod(descriptor, 0o644)
+                os.fsync(descriptor)
+            os.rename(draft, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft)
+            raise
+        _sync_directory_of(path)
+    except OSError as error:
+        hint = "any file of this name locks the host down"
+        if isinstance(error, PermissionError):
+            hint = "run this as root"
+        raise SystemRefusedError(f"cannot write {path}: {error.strerror}", hint) from error
+
+
+def _sync_directory_of(path: str) -> None:
+    descriptor = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unlock(config: str, by: str, user: str | None, faults: list[BorgPullError]) -> bool:
+    """Record the end of the lockdown, then lift it; whether it did. ``faults``: what went wrong.
+
+    Raises SystemRefusedError when it could not be lifted anyway.
+    """
+    path = file_beside(config)
+    before, identity = read(config), _identity(path)
+    if before is None:
+        return False
+    if not os.access(os.path.dirname(path), os.W_OK):
+        raise SystemRefusedError(f"cannot remove {path}: permission denied", "run this as root")
+    fields: dict[str, JSONValue] = {"by": by, "reason": before.reason, "since": before.since}
+    try:
+        _record(config, user, "lockdown_off", fields)
+    except BorgPullError as error:
+        message = f"still locked down, because the end is not on record: {error.message}"
+        faults.append(AuditError(message, error.hint))
+        return False
+    try:
+        _remove(path, identity)
+    except BorgPullError as error:
+        faults.append(error)
+    now = read(config)
+    if now is None:
+        return True
+    # The log's last word is to be what holds.
+    still: dict[str, JSONValue] = {"by": by, "reason": now.reason, "since": now.since}
+    try:
+        _record(config, user, "lockdown_on", still | {"was_locked": True, "kill": False})
+    except BorgPullError as error:
+        faults.append(error)
+    return False
+
+
+def _remove(path: str, identity: tuple[int, int] | None) -> None:
+    """Take the file away that was there before. Raises BusyError, SystemRefusedError."""
+    if _identity(path) != identity:
+        raise BusyError("somebody else locked the host down anew", "see who and why with status")
+    try:
+        os.unlink(path)
+        _sync_directory_of(path)
+    except OSError as error:
+        raise SystemRefusedError(f"cannot remove {path}: {error.strerror}") from error
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _record(config: str, user: str | None, event: str, fields: Mapping[str, JSONValue]) -> None:
+    """Append to the audit log as the account it belongs to. Raises BorgPullError.
+
+    A log or sidecar that root made would shut the account out.
+    """
+    common = Common(
+        session=new_session(), client=None, key=None, address=None, port=None, pid=os.getpid()
+    )
+    settings = host.settings_of(config)
+    log = AuditLog(settings.audit.file, sync=settings.audit.sync)
+    with host.acting_as(host.forced_command_account(settings, user)):
+        log.append(event, common, fields)
+
+
+def _show(report: Report, *, as_json: bool) -> None:
+    if as_json:
+        put(json.dumps(report) + "\n")
+    else:
+        print_lines(_lines(report))
+
+
+def _lines(report: Report) -> Iterator[tuple[tuple[str, str], ...]]:
+    """For people."""
+    if not report["locked"]:
+        state = "no longer" if report["changed"] else "not"
+        yield ((f"{state} locked down: requests are served", "green"),)
+        return
+    yield (("locked down: every request is refused", "bold yellow"),)
+    for label in ("since", "by", "reason", "fault"):
+        text = report[label]
+        if text is not None:
+            yield _labelled(label, printable(text))
+    if report["ended"] is not None:
+        yield _labelled("ended", str(report["ended"]))
+    for one in report["left"] or ():
+        words = (one["client"] or "-", one["verb"] or "-", "since", one["since"] or "-")
+        yield _labelled("left", f"pid {one['pid']}: {printable(' '.join(words))}")
+
+
+def _labelled(label: str, text: str) -> tuple[tuple[str, str], ...]:
+    return (f"{label:<12}", "dim"), (text, "")
