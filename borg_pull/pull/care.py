@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from borg_pull.errors import ConfigurationError, FailedError
+from borg_pull.errors import ConfigurationError, FailedError, printable
 from borg_pull.pull.config import Retention
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.pull import Task
-from borg_pull.pull.repository import Archive, LocalRepository
+from borg_pull.pull.repository import Archive, LocalRepository, RepositoryError
 
 NAMED = 5
 """How many missing archives a message names."""
@@ -112,7 +112,15 @@ def check(
     elif task.repository.key_on == "source":
         words.append("--repository-only")
     started = time.monotonic()
-    repository.run([*words, str(task.repository.path)], on_line=on_line)
+    answer = repository.run([*words, str(task.repository.path)], on_line=on_line)
+    if answer.code != 0:
+        # What borg calls a warning here is damage that it found.
+        lines = [line for line in answer.stderr.splitlines() if line.strip()]
+        found = printable(lines[-1]) if lines else "see its log"
+        raise RepositoryError(
+            f"borg check found damage in {task.repository.path}: {found}",
+            "do not repair before you have a copy; see borg check --help",
+        )
     return time.monotonic() - started
 
 

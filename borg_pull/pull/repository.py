@@ -13,6 +13,7 @@ from typing import Any
 
 from borg_pull.errors import FailedError, printable
 from borg_pull.pull.config import Repository
+from borg_pull.pull.source import escaped
 from borg_pull.pull.ssh import tied
 
 LOCK_WAIT = 60
@@ -63,7 +64,7 @@ class LocalRepository:
 
     def archive(self, name: str) -> Archive | None:
         """The one of that very name."""
-        return next((one for one in self.archives(_literal(name)) if one.name == name), None)
+        return next((one for one in self.archives(escaped(name)) if one.name == name), None)
 
     def info(self, archive: str) -> dict[str, Any]:
         """What ``borg info --json`` says of one archive."""
@@ -164,8 +165,3 @@ def _archive(entry: dict[str, Any]) -> Archive:
     # borg 1 gives local time without a zone.
     moment = datetime.fromisoformat(entry["time"]).astimezone(UTC)
     return Archive(id=entry["id"], name=entry["archive"], time=moment)
-
-
-def _literal(name: str) -> str:
-    """``name`` as a glob that matches nothing else."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
