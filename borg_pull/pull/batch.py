@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from borg_pull.errors import BorgPullError, InternalError
+from borg_pull.pull import care
 from borg_pull.pull.config import Config
+from borg_pull.pull.due import next_event
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.outcome import ORDER, Outcome, Verdict
 from borg_pull.pull.pull import (
@@ -34,7 +36,8 @@ from borg_pull.pull.pull import (
     attempt,
     hello,
 )
-from borg_pull.pull.source import Greeting, remembered
+from borg_pull.pull.repository import LocalRepository
+from borg_pull.pull.source import Greeting, archive_glob, remembered
 
 FIRST_PAUSE = 15.0
 LONGEST_PAUSE = 300.0
@@ -66,6 +69,8 @@ class _Done:
     greeting: Greeting | None
     asked_anew: bool
     locks: ExitStack
+    care: list[Verdict]
+    """How retention and check went, as far as it was their turn."""
 
 
 class Batch:
@@ -93,8 +98,10 @@ class Batch:
         self._stop = stop
         self._messages: queue.SimpleQueue[dict[str, Any] | _Done | None] = queue.SimpleQueue()
         self._running: list[_Pending] = []
-        self.verdicts: dict[str, str] = {}
-        """By job, as far as they have ended: a `Verdict`, or ``skipped``."""
+        self.verdicts: dict[str, Verdict] = {}
+        """By job, as far as they have ended."""
+        self.skipped: list[str] = []
+        """Jobs that still ran in another process."""
 
     def run(self, tasks: Iterable[Task]) -> Verdict:
         """Run them all; the worst verdict."""
@@ -111,9 +118,7 @@ class Batch:
                         pending.append(one)
             if self._running or pending:
                 pending += self._listen(pending)
-        return max(
-            (v for v in self.verdicts.values() if v in ORDER), key=ORDER.index, default="success"
-        )
+        return max(self.verdicts.values(), key=ORDER.index, default="success")
 
     def wake(self) -> None:
         """Have `run` look around; after `Stop.set`, from any thread or signal."""
@@ -251,7 +256,52 @@ class Batch:
             fault = UnreachableError(f"{error.filename or 'the system refused'}: {error.strerror}")
         except Exception as error:  # noqa: BLE001 - one job's fault must not end the others
             fault = InternalError(f"unexpected {type(error).__name__}: {error}", "please report it")
-        self._messages.put(_Done(one, result, fault, greeting, asked, locks))
+        good = result is not None and result.outcome.verdict != "failure"
+        cared = self._care(one) if good else []
+        self._messages.put(_Done(one, result, fault, greeting, asked, locks, cared))
+
+    def _care(self, one: _Pending) -> list[Verdict]:
+        """Prune and check, while the job's locks are held; each is a run of its own on record."""
+        task, job = one.task, one.task.job
+        repository = LocalRepository(task.repository, lambda: self._passphrase(task))
+        verdicts: list[Verdict] = []
+        if job.retention is not None and self._stop.reason is None:
+            glob = archive_glob(job.archive, task.name, task.source_name)
+            verdicts.append(
+                self._cared(one, "prune", lambda: care.prune(task, repository, self._ledger, glob))
+            )
+        if job.check is not None and self._stop.reason is None:
+            last = self._ledger.last(task.name, kind="check")
+            now = datetime.now(UTC)
+            due = None if last is None else next_event(job.check.schedule, min(last.started, now))
+            if last is None or (due is not None and due <= now):
+                verdicts.append(self._cared(one, "check", lambda: care.check(task, repository)))
+        return verdicts
+
+    def _cared(self, one: _Pending, kind: str, act: Callable[[], object]) -> Verdict:
+        task = one.task
+        run = self._ledger.begin(
+            task.name, task.source_name, task.repository_name, kind=kind, log=str(one.log)
+        )
+        started = time.monotonic()
+        verdict: Verdict = "success"
+        error: str | None = None
+        try:
+            act()
+        except BorgPullError as fault:
+            verdict, error = "failure", fault.line()
+        duration = round(time.monotonic() - started, 3)
+        self._ledger.finish(run, verdict, error=error, duration=duration)
+        self._messages.put(
+            {
+                "pending": one,
+                "event": f"{kind}_end",
+                "outcome": verdict,
+                "error": error,
+                "duration": duration,
+            }
+        )
+        return verdict
 
     def _listen(self, pending: list[_Pending]) -> list[_Pending]:
         """Wait for one message and act on it; what is to be tried again."""
@@ -287,6 +337,8 @@ class Batch:
             self._pause(one, result)
             return [one]
         self._finish(one, result)
+        worst = max((self.verdicts[one.task.name], *done.care), key=ORDER.index)
+        self.verdicts[one.task.name] = worst
         return []
 
     def _overdue(self, one: _Pending) -> bool:
@@ -317,7 +369,7 @@ class Batch:
             task.name, task.source_name, task.repository_name, kind="create", log=None
         )
         self._ledger.finish(run, "skipped", error=reason)
-        self.verdicts[task.name] = "skipped"
+        self.skipped.append(task.name)
         one.run = run
         self._emit(one, {"event": "run_end", "outcome": "skipped", "error": reason})
 

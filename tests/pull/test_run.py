@@ -289,7 +289,7 @@ def test_a_job_that_still_runs_is_skipped(server: BackupServer) -> None:
     running.start()
     assert first.run(server.tasks()) == "success"
     running.join()
-    assert second.verdicts == {"job": "skipped"}
+    assert second.skipped == ["job"]
     assert [run.outcome for run in server.ledger.runs("job")] == ["skipped", "success"]
 
 
@@ -376,3 +376,30 @@ def test_borg_serve_is_confined_to_its_repository(server: BackupServer) -> None:
     assert b"WROTE-OWN" in said
     assert b"READ-OTHER" not in said
     assert b"WROTE-OTHER" not in said
+
+
+def test_retention_and_check_follow_a_success(server: BackupServer) -> None:
+    data = data_of(server)
+    repository = server.repository()
+    server.job(paths=[data], retention={"keep_last": 1}, check={"schedule": "yearly"})
+    assert server.run() == "success", server.events
+    assert server.run() == "success", server.events
+    assert len(repository.archives()) == 1
+    kinds = [run.kind for run in reversed(server.ledger.runs("job"))]
+    assert kinds == ["create", "prune", "check", "create", "prune"]
+    assert {run.outcome for run in server.ledger.runs("job")} == {"success"}
+
+
+def test_a_vanished_archive_is_an_alarm_and_stops_retention(server: BackupServer) -> None:
+    data = data_of(server)
+    repository = server.repository()
+    server.job(paths=[data], retention={"keep_last": 1})
+    assert server.run() == "success", server.events
+    (name,) = repository.archives()
+    repository.run("delete", f"{repository.path}::{name}")
+    assert server.run() == "failure"
+    prune, create = server.ledger.runs("job", limit=2)
+    assert (create.kind, create.outcome) == ("create", "success")
+    assert (prune.kind, prune.outcome) == ("prune", "failure")
+    assert prune.error is not None
+    assert name in prune.error
