@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -271,6 +271,7 @@ class Pull:
         *,
         stdin: bytes | None,
         stdin_stays_open: bool,
+        environment: Mapping[str, str],
     ) -> None:
         self._source = source
         self._server = server
@@ -280,7 +281,8 @@ class Pull:
             stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"},
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"}
+            | dict(environment),
             start_new_session=True,
         )
         if stdin is not None:
@@ -417,8 +419,13 @@ class Peer:
         stdin_stays_open: bool = False,
         remote_socket: Path | None = None,
         options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> Pull:
-        """Send ``request``, forwarding ``listener`` when there is one."""
+        """Send ``request``, forwarding ``listener`` when there is one.
+
+        ``options`` stand first on ssh's command line, where they override the others;
+        ``environment`` is set for ssh besides its own.
+        """
         forward: list[str] = []
         if listener is not None:
             remote = remote_socket or self._source.socket(self.name)
@@ -427,11 +434,12 @@ class Peer:
         command: list[str | bytes | Path] = [
             # The peer must not outlive a killed test run.
             *("/usr/bin/setpriv", "--pdeathsig", "KILL"),
-            *("/usr/bin/ssh", "-F", "none", "-p", str(self._server.port), "-i", self._key),
+            *("/usr/bin/ssh", "-F", "none", *options),
+            *("-p", str(self._server.port), "-i", self._key),
             *("-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-o", "BatchMode=yes"),
             *("-o", "StrictHostKeyChecking=yes", "-o", f"UserKnownHostsFile={self._known_hosts}"),
             *("-o", "GlobalKnownHostsFile=/dev/null", "-o", "ExitOnForwardFailure=yes"),
-            *("-o", "LogLevel=ERROR", *options, *forward, f"{account}@127.0.0.1", "--"),
+            *("-o", "LogLevel=ERROR", *forward, f"{account}@127.0.0.1", "--"),
             os.fsencode(request),
         ]
         return Pull(
@@ -440,6 +448,7 @@ class Peer:
             self._server,
             stdin=stdin,
             stdin_stays_open=stdin_stays_open,
+            environment=environment or {},
         )
 
     def pull(
