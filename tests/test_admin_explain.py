@@ -89,7 +89,7 @@ def test_an_allowed_request(config: Path) -> None:
         (f"{directory}/tree/a b", "trees[0]", 12, "does not exist now"),
     ]
     assert made["socket"] == f"{directory}/run/luna.sock"
-    assert made["state_directory"] == f"{directory}/home/clients/luna"
+    assert made["state_directory"].startswith(f"{directory}/home/clients/luna/(")
     assert made["passphrase_source"] == "first line of standard input"
     assert made["confinement"]["capability"] is False
     assert made["confinement"]["no_new_privs"] is True
@@ -360,11 +360,15 @@ def test_what_is_explained_is_what_runs(source: Source, request_: str) -> None:
     told = explain(source.config, request_)["run"]
     served = source.serve(request_)
     assert served.exit == 0, served.stderr
-    argv, environment = json.loads((Path(told["state_directory"]) / "seen").read_text())
+    (seen,) = (source.directory / "home/clients/luna").glob("*/seen")
+    argv, environment = json.loads(seen.read_text())
     assert argv == told["argv"]
     at_run_time = told["environment_at_run_time"]
     assert environment.keys() == told["environment"].keys() | at_run_time.keys()
     assert {key: environment[key] for key in told["environment"]} == told["environment"]
+    told_now = explain(source.config, request_)["run"]
+    assert told_now["state_directory"] == environment["BORG_BASE_DIR"] == str(seen.parent)
+    assert told_now["environment_at_run_time"]["TMPDIR"] == environment["TMPDIR"]
     assert environment["BORG_PULL_WRAP_REPORT"] == at_run_time["BORG_PULL_WRAP_REPORT"]
     locks = list((source.directory / "home/locks/luna").glob("*.lock"))
     assert [str(lock) for lock in locks] == [told["lock"]]

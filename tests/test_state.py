@@ -5,18 +5,29 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import resource
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from borg_pull.errors import BusyError, ConfigurationError, SystemRefusedError
-from borg_pull.source.state import Claim, claim, places, prepare, release
+from borg_pull.source.state import (
+    Claim,
+    claim,
+    find_own_directory,
+    own_directory,
+    places,
+    prepare,
+    release,
+)
 from borg_pull.trust import Trust
 from tests.harness.wait import until
 
@@ -26,7 +37,7 @@ NOTE = "create since 2026-11-21T00:00:00Z, pid 1, session s"
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    directory = tmp_path / "home/clients/luna"
+    directory = tmp_path / "home/locks/luna"
     (tmp_path / "home").mkdir(mode=0o700)
     prepare(_to(directory), TRUST)
     return directory
@@ -48,10 +59,10 @@ def test_what_is_missing_is_made_for_the_account_alone(state: Path) -> None:
 
 def test_a_home_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SystemRefusedError, match=r"cannot create .*: No such file"):
-        prepare(_to(tmp_path / "home/clients/luna"), TRUST)
+        prepare(_to(tmp_path / "home/locks/luna"), TRUST)
 
 
-@pytest.mark.parametrize("name", ["clients", "clients/luna"])
+@pytest.mark.parametrize("name", ["locks", "locks/luna"])
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_what_stands_in_the_way_is_named(tmp_path: Path, name: str, kind: str) -> None:
     home = tmp_path / "home"
@@ -63,7 +74,7 @@ def test_what_stands_in_the_way_is_named(tmp_path: Path, name: str, kind: str) -
         (tmp_path / "elsewhere").mkdir()
         path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigurationError, match=f"{name} is not a directory"):
-        prepare(_to(home / "clients/luna"), TRUST)
+        prepare(_to(home / "locks/luna"), TRUST)
 
 
 def _bind(path: Path) -> None:
@@ -73,15 +84,81 @@ def _bind(path: Path) -> None:
 
 def test_a_socket_bound_in_the_way_goes(tmp_path: Path) -> None:
     """sshd binds one wherever a client that may forward says, before its victim's first run."""
-    (tmp_path / "clients").mkdir()
-    _bind(tmp_path / "clients/luna")
-    prepare(_to(tmp_path / "clients/luna"), TRUST)
-    lock, report = map(Path, places(str(tmp_path / "clients/luna"), "/r"))
+    (tmp_path / "locks").mkdir()
+    _bind(tmp_path / "locks/luna")
+    prepare(_to(tmp_path / "locks/luna"), TRUST)
+    lock, report = map(Path, places(str(tmp_path / "locks/luna"), "/r"))
     _bind(lock)
     _bind(report)
-    release(held(tmp_path / "clients/luna"), ended=True)
+    release(held(tmp_path / "locks/luna"), ended=True)
     assert lock.is_file()
     assert not report.exists()
+
+
+class TestOwnDirectory:
+    """`own_directory`, whose name no other client can know."""
+
+    @pytest.fixture
+    def directory(self, tmp_path: Path) -> Path:
+        (tmp_path / "clients").mkdir(mode=0o700)
+        return tmp_path / "clients/luna"
+
+    def test_it_is_made_once(self, directory: Path) -> None:
+        assert find_own_directory(str(directory)) is None
+        made = own_directory(str(directory), TRUST)
+        assert own_directory(str(directory), TRUST) == made
+        assert find_own_directory(str(directory)) == made
+        assert re.fullmatch(f"{re.escape(str(directory))}/[0-9a-f]{{32}}", made)
+        for path in (directory, Path(made)):
+            assert path.stat().st_mode & 0o7777 == 0o700
+        assert os.listdir(directory.parent) == ["luna"]
+
+    def test_each_has_another_name(self, directory: Path) -> None:
+        names = {
+            Path(own_directory(str(directory.parent / client), TRUST)).name
+            for client in ("luna", "nova")
+        }
+        assert len(names) == 2
+
+    def test_what_was_planted_is_not_taken_for_it(self, directory: Path) -> None:
+        _bind(directory)
+        made = Path(own_directory(str(directory), TRUST))
+        assert made.is_dir()
+        # A name before all others, of the right form.
+        _bind(directory / ("0" * 32))
+        assert own_directory(str(directory), TRUST) == str(made)
+
+    def test_in_a_directory_that_is_there_already(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700)
+        _bind(directory / ("0" * 32))
+        made = Path(own_directory(str(directory), TRUST))
+        assert made.parent == directory
+        assert own_directory(str(directory), TRUST) == str(made)
+
+    def test_first_requests_at_once_find_the_same(self, directory: Path) -> None:
+        at_once = threading.Barrier(8)
+
+        def found(_: int) -> str:
+            at_once.wait()
+            return own_directory(str(directory), TRUST)
+
+        with ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(found, range(8)))) == 1
+        assert len(os.listdir(directory)) == 1
+        assert os.listdir(directory.parent) == ["luna"]
+
+    @pytest.mark.parametrize("kind", ["file", "link"])
+    def test_what_stands_in_the_way_is_named(self, directory: Path, kind: str) -> None:
+        if kind == "file":
+            directory.touch()
+        else:
+            directory.symlink_to(directory.parent)
+        with pytest.raises(ConfigurationError, match="luna is not a directory"):
+            own_directory(str(directory), TRUST)
+
+    def test_without_a_place_for_it(self, tmp_path: Path) -> None:
+        with pytest.raises(SystemRefusedError, match=r"cannot create .*: No such file"):
+            own_directory(str(tmp_path / "clients/luna"), TRUST)
 
 
 def test_one_holder_at_a_time(state: Path) -> None:

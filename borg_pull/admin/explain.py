@@ -34,6 +34,7 @@ from borg_pull.source.judge import Allowed, Refused, judge
 from borg_pull.source.lockdown import reason_of
 from borg_pull.source.positions import Positions
 from borg_pull.source.request import parse, quoted
+from borg_pull.source.state import find_own_directory
 from borg_pull.source.state import places as state_places
 from borg_pull.source.whitelist import (
     CLIENT_KEYS,
@@ -227,7 +228,7 @@ def _built_in(name: str) -> Rule:
 
 
 def _hello(client: str, settings: Settings, program: str) -> Run:
-    command = borg.version_command(settings.runtime, client)
+    command = borg.version_command(settings.runtime)
     return Run(
         verb="hello",
         repository=None,
@@ -239,7 +240,7 @@ def _hello(client: str, settings: Settings, program: str) -> Run:
         confinement=_confinement(program, settings),
         file_access={},
         socket=None,
-        state_directory=borg.state_directory(settings.runtime, client),
+        state_directory=_state(settings, client),
         lock=None,
         passphrase_source=None,
     )
@@ -255,10 +256,11 @@ def _run(
 ) -> Run:
     runtime = settings.runtime
     command = borg.command(allowed, client, rules, runtime, socket_wrapper(settings))
-    state = borg.state_directory(runtime, client)
+    state = _state(settings, client)
     lock, report = state_places(borg.lock_directory(runtime, client), allowed.repository)
     source = _passphrase_source(rules)
     at_run_time = {
+        **borg.state_environment(state),
         "BORG_PULL_SESSION_PROCESSES": "sshd's processes of the session",
         "BORG_PULL_WRAP_REPORT": report,
     }
@@ -280,7 +282,7 @@ def _run(
         environment=command.environment,
         environment_at_run_time=at_run_time,
         confinement=_confinement(program, settings),
-        file_access=_file_access(allowed, client, settings),
+        file_access=_file_access(allowed, client, settings, state),
         socket=borg.socket_path(runtime, client, allowed.nonce),
         state_directory=state,
         lock=lock,
@@ -309,10 +311,16 @@ def _confinement(program: str, settings: Settings) -> dict[str, bool | int | Non
     return {**planned.as_fields(), "capability": host.has_capability(program)}
 
 
-def _file_access(allowed: Allowed, client: str, settings: Settings) -> dict[str, str]:
+def _state(settings: Settings, client: str) -> str:
+    """The client's state directory, whose name is chosen at random when it is made."""
+    directory = borg.client_directory(settings.runtime, client)
+    return find_own_directory(directory) or f"{directory}/(a name that cannot be guessed)"
+
+
+def _file_access(allowed: Allowed, client: str, settings: Settings, state: str) -> dict[str, str]:
     if confine.planned(settings.confine.landlock).landlock is None:
         return {}
-    rules = confine.allowances(allowed, client, settings)
+    rules = confine.allowances(allowed, client, settings, state)
     # The first rule for a path is the widest for it: what is granted comes before what is listed.
     present = [rule for rule in rules if os.path.lexists(rule.path)]
     return {rule.path: rule.access for rule in reversed(present)}

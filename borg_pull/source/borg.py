@@ -19,8 +19,8 @@ class BorgCommand(Record):
     environment: dict[str, str]
 
 
-def state_directory(runtime: Runtime, client: str) -> str:
-    """The client's own directory, borg's ``BORG_BASE_DIR``."""
+def client_directory(runtime: Runtime, client: str) -> str:
+    """Where the client's state directory is, under a name of its own."""
     return f"{runtime.home.rstrip('/')}/clients/{client}"
 
 
@@ -30,9 +30,9 @@ def lock_directory(runtime: Runtime, client: str) -> str:
 
 
 def directories(runtime: Runtime, client: str) -> tuple[str, ...]:
-    """The directories of the client's that must exist, outer before inner."""
-    state, locks = state_directory(runtime, client), lock_directory(runtime, client)
-    return (state.rpartition("/")[0], state, locks.rpartition("/")[0], locks)
+    """The directories that must exist for the client, outer before inner."""
+    own, locks = client_directory(runtime, client), lock_directory(runtime, client)
+    return (own.rpartition("/")[0], locks.rpartition("/")[0], locks)
 
 
 def socket_path(runtime: Runtime, client: str, nonce: str | None) -> str:
@@ -57,7 +57,7 @@ def command(
     if allowed.archive is not None:
         location = f"{location}::{allowed.archive}"
     paths = tuple(grant.path for grant in allowed.grants)
-    environment = base_environment(runtime, client)
+    environment = base_environment()
     environment.update(
         BORG_RSH=_shell_word(socket_wrapper),
         BORGSOCKETWRAP_SOCKET_PATH=socket_path(runtime, client, allowed.nonce),
@@ -75,16 +75,18 @@ def command(
     )
 
 
-def version_command(runtime: Runtime, client: str) -> BorgCommand:
+def version_command(runtime: Runtime) -> BorgCommand:
     """The run that tells borg's version."""
-    return BorgCommand(
-        argv=(runtime.borg, "--version"), environment=base_environment(runtime, client)
-    )
+    return BorgCommand(argv=(runtime.borg, "--version"), environment=base_environment())
 
 
-def base_environment(runtime: Runtime, client: str) -> dict[str, str]:
+def state_environment(state: str) -> dict[str, str]:
+    """What tells borg of the client's state directory."""
+    return {"BORG_BASE_DIR": state, "TMPDIR": state}
+
+
+def base_environment() -> dict[str, str]:
     """The environment every borg gets; nothing of the caller's is in it."""
-    state = state_directory(runtime, client)
     return {
         "PATH": "/usr/bin:/bin",
         # What lies in a home is run: an interpreter's user site, a shell's profile. A borg that
@@ -94,13 +96,11 @@ def base_environment(runtime: Runtime, client: str) -> dict[str, str]:
         # Names the holder of a lock in borg's cache, which is this host's own. By itself borg asks
         # the network cards, for which a confined one has no socket.
         "BORG_HOST_ID": "borg-pull",
-        "TMPDIR": state,
         # borg records who made an archive. Looked up only at the end of a run, the name could
         # be out of reach: a replaced /etc/passwd is a file that no Landlock rule knows.
         "LOGNAME": "borg-pull",
         # Without a UTF-8 locale borg cannot name files outside ASCII.
         "LC_ALL": "C.UTF-8",
-        "BORG_BASE_DIR": state,
         "BORG_EXIT_CODES": "modern",
     }
 

@@ -10,7 +10,7 @@ from borg_pull.errors import NotAllowedError, SystemRefusedError
 from borg_pull.linux import capabilities, landlock, paths, process, seccomp
 from borg_pull.linux.signals import SIGKILL
 from borg_pull.record import Record
-from borg_pull.source.borg import lock_directory, state_directory
+from borg_pull.source.borg import lock_directory
 from borg_pull.source.installation import socket_wrapper
 from borg_pull.source.request import quoted
 from borg_pull.source.state import places
@@ -134,15 +134,14 @@ _ACCESS = {
 }
 
 
-def allowances(allowed: Allowed, client: str, settings: Settings) -> list[Allowance]:
+def allowances(allowed: Allowed, client: str, settings: Settings, state: str) -> list[Allowance]:
     """What borg and all it starts may do with files, each path with all below it.
 
     Contents can be read below the granted paths, of the programs and of what they load; written
-    in the client's own state directory alone. Borg lists the directory each granted path stands
-    in, which therefore may be listed, not read.
+    in ``state``, the client's own directory, alone. Borg lists the directory each granted path
+    stands in, which therefore may be listed, not read.
     """
     runtime = settings.runtime
-    state = state_directory(runtime, client)
     _, report_path = places(lock_directory(runtime, client), allowed.repository)
     granted = [grant.path for grant in allowed.grants]
     loaded = [*_PROGRAMS, *settings.confine.also_readable]

@@ -106,18 +106,20 @@ def _run_borg(
     locks = borg.lock_directory(runtime, client)
     _check_runtime(settings, trust)
     state.prepare(borg.directories(runtime, client), trust)
+    own = state.own_directory(borg.client_directory(runtime, client), trust)
     held = state.claim(locks, allowed.repository, _lock_note(allowed, trail))
     try:
         _record_interrupted(held, trail)
         roots = confine.open_roots(allowed.grants, refuse_empty=rules.refuse_empty)
         forwarded = peer.forwarded_socket(borg.socket_path(runtime, client, allowed.nonce))
-        secret = _passphrase(client, rules, settings, trust)
+        secret = _passphrase(rules, trust, own)
         command = borg.command(
             allowed, client, rules, runtime, installation.socket_wrapper(settings)
         )
+        command.environment.update(borg.state_environment(own))
         command.environment.update(_wrap_environment(forwarded, held))
         confinement = confine.planned(settings.confine.landlock)
-        rules_of_kernel = confine.allowances(allowed, client, settings)
+        rules_of_kernel = confine.allowances(allowed, client, settings, own)
         fence = confine.ruleset(confinement, roots, rules_of_kernel, forwarded.evidence)
         _record_start(trail, command, allowed, confinement)
         keep_stdout = allowed.json and allowed.verb == "create"
@@ -232,12 +234,12 @@ def _check_runtime(settings: Settings, trust: Trust) -> None:
     check_own_directory(settings.runtime.home.rstrip("/") or "/", trust)
 
 
-def _passphrase(client: str, rules: ClientRules, settings: Settings, trust: Trust) -> bytes | None:
+def _passphrase(rules: ClientRules, trust: Trust, own: str) -> bytes | None:
     if not (rules.passphrase_file or rules.passcommand or rules.passphrase_stdin):
         return None
     from borg_pull.source.passphrase import obtain
 
-    return obtain(rules, trust, borg.base_environment(settings.runtime, client))
+    return obtain(rules, trust, borg.base_environment() | borg.state_environment(own))
 
 
 def _lock_note(allowed: Allowed, trail: Trail) -> str:
@@ -365,7 +367,7 @@ def _answer_hello(
 
     runtime = settings.runtime
     _check_runtime(settings, trust)
-    command = borg.version_command(runtime, client)
+    command = borg.version_command(runtime)
     # Borg tells its version without the capability, and without a confinement of its own.
     alone = confine.Confinement(capability=False, no_new_privs=True, landlock=None, seccomp=False)
     confinement = confine.planned(settings.confine.landlock)

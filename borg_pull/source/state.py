@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from borg_pull.trust import Trust
 
 _MAX_NOTE = 200  # bytes
+_NAME_DIGITS = 32  # of a state directory's name, hexadecimal
 
 
 def prepare(directories: Sequence[str], trust: Trust) -> None:
@@ -36,12 +37,76 @@ def prepare(directories: Sequence[str], trust: Trust) -> None:
 
 
 def _make_directory(path: str) -> None:
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        if not remove_planted_socket(path):
+    while True:
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            # Whoever planted one may plant another, but not always in so short a time.
+            if remove_planted_socket(path):
+                continue
             raise
-        os.mkdir(path, 0o700)
+        return
+
+
+def own_directory(directory: str, trust: Trust) -> str:
+    """The client's state directory in its own ``directory``, made when missing.
+
+    Its name cannot be guessed. Any key that may forward can have sshd bind a socket wherever the
+    account can create one, and borg fails on one among its keys, or in the place of its lock; but
+    sshd lists nothing, and binds only where the path is known. Raises like `prepare`.
+    """
+    found = find_own_directory(directory)
+    if found is None:
+        try:
+            found = _make_own_directory(directory, trust)
+        except OSError as error:
+            raise SystemRefusedError(f"cannot create {directory}: {error.strerror}") from error
+    check_own_directory(found, trust)
+    return found
+
+
+def find_own_directory(directory: str) -> str | None:
+    """The state directory in a client's ``directory``, None when there is none."""
+    try:
+        with os.scandir(directory) as entries:
+            names = [
+                entry.name
+                for entry in entries
+                # A planted socket can have such a name, but it is no directory.
+                if len(entry.name) == _NAME_DIGITS and entry.is_dir(follow_symlinks=False)
+            ]
+    except OSError:
+        return None
+    return f"{directory}/{min(names)}" if names else None
+
+
+def _make_own_directory(directory: str, trust: Trust) -> str:
+    """Both at once: of two first requests the second finds what the first has made."""
+    name = os.urandom(_NAME_DIGITS // 2).hex()
+    new = f"{os.path.dirname(directory)}/.{name}"
+    os.mkdir(new, 0o700)
+    os.mkdir(f"{new}/{name}", 0o700)
+    if not _renamed(new, directory):
+        os.rmdir(f"{new}/{name}")
+        os.rmdir(new)
+        # There already: made by another request just now, or empty but for what was planted.
+        found = find_own_directory(directory)
+        if found is not None:
+            return found
+        check_own_directory(directory, trust)
+        os.mkdir(f"{directory}/{name}", 0o700)
+    return f"{directory}/{name}"
+
+
+def _renamed(new: str, directory: str) -> bool:
+    while True:
+        try:
+            os.rename(new, directory)
+        except OSError as error:
+            if error.errno == errno.ENOTDIR and remove_planted_socket(directory):
+                continue
+            return False
+        return True
 
 
 class Claim(Record):

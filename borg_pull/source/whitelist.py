@@ -305,8 +305,9 @@ RUNTIME_KEYS = (
         faults=_absolute_path,
         default=REQUIRED,
         default_text="required",
-        doc="State directory. Each client has `clients/NAME` in it: borg's keys, cache and "
-        "security data, the lock. Owned by the account.",
+        doc="State directory. Each client has borg's keys, cache and security data in it, in "
+        "`clients/NAME/` and there in a directory whose name no other client can guess. Owned by "
+        "the account.",
     ),
     Key(
         name="socket_wrapper",

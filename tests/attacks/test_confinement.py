@@ -173,9 +173,6 @@ class Scene:
         (self.shadowed / "inner").mkdir()
         subprocess.run(["mount", "--bind", self.shadowed / "inner", self.mounted], check=True)
         self.other = site.source.state("other")
-        for directory in (self.other.parent, self.other):
-            directory.mkdir(mode=0o700)
-            site.source.give(directory)
         site.source.file(self.other / "file", "another client's")
         self._port = port
         self._abstract = abstract

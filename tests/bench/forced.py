@@ -218,9 +218,10 @@ def memory(workplace: Workplace, repeats: int) -> Section:
 
 
 def _waiting_memory(stage: Stage, program: Path, configuration: Path) -> dict[str, float]:
-    state = stage.home / "clients" / CLIENT
-    for name in ("waiting", "end"):
-        (state / name).unlink(missing_ok=True)
+    # The state directory's own name is chosen at random when the first run makes it.
+    directory = stage.home / "clients" / CLIENT
+    for path in (*directory.glob("*/waiting"), *directory.glob("*/end")):
+        path.unlink()
     with stage.forwarded_socket():
         command: list[str | Path] = [
             *(stage.launch, str(stage.account.uid), str(stage.account.gid)),
@@ -235,7 +236,11 @@ def _waiting_memory(stage: Stage, program: Path, configuration: Path) -> dict[st
             stderr=subprocess.PIPE,
         )
         try:
-            until((state / "waiting").exists, seconds=30, what="the stand-in for borg to run")
+            until(
+                lambda: list(directory.glob("*/waiting")),
+                seconds=30,
+                what="the stand-in for borg to run",
+            )
             waiting = next(
                 process
                 for process in processes.descendants(launched.pid)
@@ -244,7 +249,7 @@ def _waiting_memory(stage: Stage, program: Path, configuration: Path) -> dict[st
             until(lambda: _sleeps(waiting.pid), seconds=30, what="the forced command to wait")
             return _rollup(waiting.pid)
         finally:
-            if state.is_dir():
+            for state in directory.glob("*"):
                 (state / "end").touch()
             _, errors = launched.communicate(timeout=90)
             if errors:

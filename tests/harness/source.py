@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -110,8 +111,19 @@ class Source:
         return self.socket_dir / f"{client}.sock"
 
     def state(self, client: str) -> Path:
-        """``client``'s state directory."""
-        return self.home / "clients" / client
+        """``client``'s state directory, made if no run has."""
+        outer = self.home / "clients"
+        for directory in (outer, outer / client):
+            self._ensure(directory)
+        found = [path for path in (outer / client).iterdir() if path.is_dir()]
+        state = found[0] if found else outer / client / secrets.token_hex(16)
+        self._ensure(state)
+        return state
+
+    def _ensure(self, directory: Path) -> None:
+        if not directory.exists():
+            directory.mkdir(mode=0o700)
+            self.give(directory)
 
     def audit(self, **wanted: object) -> list[dict[str, Any]]:
         """All audit records, oldest first, or those whose fields equal ``wanted``."""
