@@ -79,13 +79,16 @@ def remove_planted_socket(path: str) -> bool:
 
 
 def open_past_socket(path: str, flags: int) -> int:
-    """Open a file of ours, mode 0600 if made, where a socket was planted too. Raises OSError."""
-    try:
-        return os.open(path, flags, 0o600)
-    except OSError as error:
-        if error.errno == errno.ENXIO and remove_planted_socket(path):
+    """Open a file of ours, mode 0600 if made, where a socket was planted too. Raises OSError.
+
+    Whoever planted one may plant another, but sshd takes far longer for it than this takes.
+    """
+    while True:
+        try:
             return os.open(path, flags, 0o600)
-        raise
+        except OSError as error:
+            if error.errno != errno.ENXIO or not remove_planted_socket(path):
+                raise
 
 
 def check_program(path: str, trust: Trust) -> None:

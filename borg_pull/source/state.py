@@ -41,11 +41,10 @@ def _make_directory(path: str) -> None:
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
-            # Whoever planted one may plant another, but not always in so short a time.
-            if remove_planted_socket(path):
-                continue
-            raise
-        return
+            if not remove_planted_socket(path):
+                raise
+        else:
+            return
 
 
 def own_directory(directory: str, trust: Trust) -> str:
@@ -103,10 +102,10 @@ def _renamed(new: str, directory: str) -> bool:
         try:
             os.rename(new, directory)
         except OSError as error:
-            if error.errno == errno.ENOTDIR and remove_planted_socket(directory):
-                continue
-            return False
-        return True
+            if error.errno != errno.ENOTDIR or not remove_planted_socket(directory):
+                return False
+        else:
+            return True
 
 
 class Claim(Record):
@@ -195,6 +194,10 @@ def places(directory: str, repository: str) -> tuple[str, str]:
 
 def _make_report(path: str) -> None:
     # A new file each time: a wrap that outlived its run must not write into the next one's.
-    if os.path.lexists(path):
-        os.unlink(path)
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    while True:
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            os.unlink(path)
+        else:
+            return
