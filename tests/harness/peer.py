@@ -17,6 +17,7 @@ from pathlib import Path
 from borg_pull.admin.authorized_keys import KEY_OPTIONS
 
 from . import processes
+from .sink import Sink
 from .source import Source
 from .sshd import SshServer, make_key
 from .wait import until
@@ -413,7 +414,7 @@ class Peer:
     def start(
         self,
         request: str | bytes,
-        listener: Listener | None = None,
+        listener: Listener | Sink | None = None,
         *,
         stdin: bytes | None = None,
         stdin_stays_open: bool = False,

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 from pathlib import Path
+from typing import Self
 
 
 class Sink:
@@ -55,7 +56,7 @@ class Sink:
         """Let a held reading go on."""
         self._released.set()
 
-    def __enter__(self) -> Sink:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
