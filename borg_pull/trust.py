@@ -12,6 +12,7 @@ import os
 import stat
 
 from borg_pull.errors import ConfigurationError
+from borg_pull.linux import paths
 from borg_pull.record import Record
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -31,14 +32,19 @@ def read_file(path: str, trust: Trust, *, limit: int, own: bool, secret: bool) -
     """The content of a trusted regular file of at most ``limit`` bytes.
 
     ``own`` trusts the running account's files beside root's, ``secret`` demands that others
-    cannot read it. No component may be a symbolic link. Raises ConfigurationError.
+    cannot read it. No component may be a symbolic link. What only root may give must also stand
+    on a file system of root's own, because its path may be a caller's choice. Raises
+    ConfigurationError.
     """
     if trust.enforced:
         check_directories(path, trust, own=own)
     try:
         # O_NONBLOCK: opening a FIFO must not wait for its writer.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-        descriptor = os.open(path, flags)
+        if trust.enforced:
+            descriptor = paths.open_without_links(os.fsencode(path), flags)
+        else:
+            descriptor = os.open(path, flags)
     except OSError as error:
         raise _unusable(path, _reason(error)) from error
     try:
@@ -49,6 +55,12 @@ def read_file(path: str, trust: Trust, *, limit: int, own: bool, secret: bool) -
             _check_owner_and_mode(path, status, trust, own=own)
             if secret and status.st_mode & stat.S_IRWXO:
                 raise _unusable(path, "can be read by others", f"run chmod o-rwx {path}")
+            if not own and not paths.vouches_for_owners(descriptor):
+                raise _unusable(
+                    path,
+                    "is on a file system that accounts may have made (/proc, or mounted nosuid)",
+                    "keep it where set-user-ID programs may stand, as below /etc",
+                )
         content = b""
         while len(content) <= limit:
             # os.read makes a buffer of the size asked for; the size seen is what it needs.

@@ -16,6 +16,10 @@ ffibuilder.cdef(
     int bp_landlock_allow(int ruleset, uint64_t access_fs, int path_descriptor);
     int bp_landlock_restrict(int ruleset);
     int bp_at_secure(void);
+    int bp_forget_signals(void);
+    int bp_forbid_core_dumps(void);
+    int bp_raise_descriptor_limit(uint64_t wanted);
+    int bp_vouches_for_owners(int descriptor);
     int bp_deny_system_calls(void);
 
     #define BP_RESOLVE_NO_SYMLINKS ...
@@ -34,13 +38,19 @@ ffibuilder.set_source(
     #include <linux/filter.h>
     #include <linux/openat2.h>
     #include <linux/seccomp.h>
+    #include <linux/magic.h>
     #include <sched.h>
+    #include <signal.h>
     #include <stddef.h>
     #include <stdint.h>
     #include <sys/auxv.h>
     #include <sys/prctl.h>
+    #include <sys/resource.h>
     #include <sys/socket.h>
+    #include <sys/statvfs.h>
     #include <sys/syscall.h>
+    #include <sys/time.h>
+    #include <sys/vfs.h>
     #include <unistd.h>
 
     #define BP_RESOLVE_NO_SYMLINKS RESOLVE_NO_SYMLINKS
@@ -245,6 +255,64 @@ ffibuilder.set_source(
     static int bp_at_secure(void)
     {
         return getauxval(AT_SECURE) != 0;
+    }
+
+    /* What exec keeps of a caller's choosing. SIGPIPE and SIGXFSZ stay as the interpreter set
+       them: ignored, so that the write itself fails. The last of it is the mask, because a timer
+       may have run out behind it. */
+    static int bp_forget_signals(void)
+    {
+        static const int timers[] = {ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF};
+        static const struct itimerval stopped;
+        for (size_t i = 0; i < sizeof timers / sizeof timers[0]; i++)
+            if (setitimer(timers[i], &stopped, NULL) != 0)
+                return -errno;
+        for (int number = 1; number < _NSIG; number++) {
+            struct sigaction inherited;
+            if (number == SIGPIPE || number == SIGXFSZ)
+                continue;
+            /* Fails for the C library's own two, which it does not let anybody ignore. */
+            if (sigaction(number, NULL, &inherited) != 0 || inherited.sa_handler != SIG_IGN)
+                continue;
+            inherited.sa_handler = SIG_DFL;
+            if (sigaction(number, &inherited, NULL) != 0)
+                return -errno;
+        }
+        sigset_t none;
+        sigemptyset(&none);
+        return sigprocmask(SIG_SETMASK, &none, NULL) != 0 ? -errno : 0;
+    }
+
+    /* A limit of 0 holds for files only. Where core_pattern names a program, the kernel gives it
+       the dump whatever the limit, unless that is 1 (fs/coredump.c), and no file is that small. */
+    static int bp_forbid_core_dumps(void)
+    {
+        struct rlimit limit;
+        if (getrlimit(RLIMIT_CORE, &limit) != 0)
+            return -errno;
+        if (limit.rlim_max > 1)
+            limit.rlim_max = 1;
+        limit.rlim_cur = limit.rlim_max;
+        return setrlimit(RLIMIT_CORE, &limit) != 0 ? -errno : 0;
+    }
+
+    static int bp_raise_descriptor_limit(uint64_t wanted)
+    {
+        struct rlimit limit;
+        if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+            return -errno;
+        if (limit.rlim_cur >= wanted || limit.rlim_cur == limit.rlim_max)
+            return 0;
+        limit.rlim_cur = limit.rlim_max < wanted ? limit.rlim_max : wanted;
+        return setrlimit(RLIMIT_NOFILE, &limit) != 0 ? -errno : 0;
+    }
+
+    static int bp_vouches_for_owners(int descriptor)
+    {
+        struct statfs found;
+        if (fstatfs(descriptor, &found) != 0)
+            return -errno;
+        return found.f_type != PROC_SUPER_MAGIC && !(found.f_flags & ST_NOSUID);
     }
     """,
     extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],

@@ -1,4 +1,4 @@
-"""Opening a path without following a symbolic link in any component (openat2(2), Linux 5.6)."""
+"""Paths without symbolic links (openat2(2), Linux 5.6), and file systems that can be believed."""
 
 from __future__ import annotations
 
@@ -23,3 +23,16 @@ def open_without_links(path: bytes, flags: int, directory: int = _AT_FDCWD) -> i
     if result < 0:
         raise OSError(-result, os.strerror(-result), os.fsdecode(path))
     return result
+
+
+def vouches_for_owners(descriptor: int) -> bool:
+    """Whether the file system of ``descriptor`` can be believed when it says whose a file is.
+
+    Not where it is mounted nosuid, as all is that accounts may mount (fuse, removable media): there
+    the kernel itself gives no privilege for what the owner is said to be. Nor in /proc, where what
+    root owns can hold words of a process's choosing.
+    """
+    result: int = lib.bp_vouches_for_owners(descriptor)
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return bool(result)

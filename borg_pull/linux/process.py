@@ -12,9 +12,41 @@ from borg_pull.errors import SystemRefusedError
 from borg_pull.linux._kernel import lib
 from borg_pull.linux.signals import SIGKILL
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _STAT_PARENT = 1  # fields after the closing parenthesis of comm: state is 0
 _STAT_START_TIME = 19
 _MAX_ANCESTORS = 64
+_MAX_DESCRIPTORS = 1 << 20  # fs.nr_open by default; the limit now may be lower than it was
+
+
+def close_descriptors(kept: Sequence[int] = ()) -> None:
+    """Close every descriptor above the standard streams but those in ``kept``."""
+    lowest = 3
+    for descriptor in sorted(kept):
+        os.closerange(lowest, descriptor)
+        lowest = descriptor + 1
+    os.closerange(lowest, _MAX_DESCRIPTORS)
+
+
+def forget_signals() -> None:
+    """Undo what a caller can leave in force across exec: signals ignored or blocked, timers.
+
+    A caller that ignores SIGCHLD would have the kernel reap borg before its status is known.
+    """
+    _check(lib.bp_forget_signals(), "set the signals back")
+
+
+def forbid_core_dumps() -> None:
+    """Have neither this process nor any it starts leave its memory in a file or with a program."""
+    _check(lib.bp_forbid_core_dumps(), "forbid core dumps")
+
+
+def raise_descriptor_limit(wanted: int) -> None:
+    """Allow ``wanted`` open descriptors, or as many below that as the hard limit does."""
+    _check(lib.bp_raise_descriptor_limit(wanted), "raise the limit of descriptors")
 
 
 def set_no_new_privileges() -> None:
@@ -123,3 +155,8 @@ def _prctl_call(option: int, argument: int, what: str) -> None:
         _prctl.prctl(option, argument)
     except OSError as error:
         raise SystemRefusedError(f"cannot {what}: {error.strerror}") from error
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        raise SystemRefusedError(f"cannot {what}: {os.strerror(-result)}")

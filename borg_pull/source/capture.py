@@ -55,9 +55,7 @@ def _wait_for_end(pid: int, deadline: float) -> None:
     """
     descriptor = os.pidfd_open(pid)
     try:
-        remaining = max(0.0, deadline - time.monotonic())
-        if not select.select([descriptor], [], [], remaining)[0]:
-            raise TimeoutError
+        _wait_until_readable(descriptor, deadline)
     finally:
         os.close(descriptor)
 
@@ -82,7 +80,7 @@ def _become(argv: tuple[str, ...], environment: dict[str, str], writer: int, par
         if os.getppid() == parent:
             os.dup2(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), 0)
             os.dup2(writer, 1)
-            os.closerange(3, 1 << 20)
+            process.close_descriptors()
             os.execve(argv[0], argv, environment)
     finally:
         os._exit(127)
@@ -91,11 +89,17 @@ def _become(argv: tuple[str, ...], environment: dict[str, str], writer: int, par
 def _read_all(reader: int, deadline: float, limit: int) -> bytes:
     output = b""
     while len(output) <= limit:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0 or not select.select([reader], [], [], remaining)[0]:
-            raise TimeoutError
+        _wait_until_readable(reader, deadline)
         block = os.read(reader, limit)
         if not block:
             break
         output += block
     return output
+
+
+def _wait_until_readable(descriptor: int, deadline: float) -> None:
+    """Raises TimeoutError. Not by select(2), which takes no descriptor above 1023."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise TimeoutError

@@ -209,8 +209,17 @@ def open_roots(grants: Sequence[Grant], *, refuse_empty: bool) -> list[Root]:
     Raises NotAllowedError for a link, SystemRefusedError for what cannot be read.
     """
     capabilities.make_effective(capabilities.DAC_READ_SEARCH)
+    roots: list[Root] = []
     try:
-        return [_open_root(grant.path, refuse_empty=refuse_empty) for grant in grants]
+        for grant in grants:
+            roots.append(_open_root(grant.path, refuse_empty=refuse_empty))  # noqa: PERF401
+        return roots
+    except SystemRefusedError:
+        # Where descriptors are what is short, the record of the failure needs some.
+        for root in roots:
+            os.close(root.descriptor)
+            os.close(root.parent)
+        raise
     finally:
         capabilities.make_effective(None)
 

@@ -42,12 +42,15 @@ if TYPE_CHECKING:
 
 PROGRAM = "borg-pull-source"
 _VERSION_TIMEOUT = 60.0  # seconds; borg may have to be read from a slow disk
+# Two for each of the most paths a request can name, and then some.
+_DESCRIPTORS = 2048
 
 
 class Invocation(Record):
     """What sshd's configuration and sshd itself tell; only ``command`` is the peer's."""
 
     config: str
+    """Absolute path."""
     client: str
     command: bytes | None
     caller: peer.Caller
@@ -68,6 +71,7 @@ def main() -> int:
 def _serve(arguments: list[str], environment: Mapping[bytes, bytes]) -> int:
     _settle_process()
     invocation = _invocation(arguments, environment)
+    _leave_the_callers_place()
     trust = _trust()
     rules_file = _read_whitelist(invocation, trust)
     trail = _trail(rules_file.settings, invocation, trust)
@@ -151,8 +155,12 @@ def _settle_process() -> None:
         )
     process.hide_from_debuggers()
     capabilities.make_effective(None)
+    process.forbid_core_dumps()
+    process.close_descriptors()
     # Until borg runs, an interrupt ends this program like any other signal: without a traceback.
     signal(SIGINT, SIG_DFL)
+    process.forget_signals()
+    process.raise_descriptor_limit(_DESCRIPTORS)
     os.umask(0o027)
     while (descriptor := os.open("/dev/null", os.O_RDWR)) < 3:
         os.set_inheritable(descriptor, True)
@@ -170,11 +178,30 @@ def _invocation(arguments: list[str], environment: Mapping[bytes, bytes]) -> Inv
     if unfit is not None:
         raise ConfigurationError(f"{client!a} {unfit}", "see authorized_keys")
     return Invocation(
-        config=config,
+        config=config if config.startswith("/") else f"{_working_directory()}/{config}",
         client=client,
         command=environment.get(b"SSH_ORIGINAL_COMMAND"),
         caller=peer.caller(environment),
     )
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the working directory cannot be told: {error.strerror}",
+            "name the configuration by its absolute path in authorized_keys",
+        ) from error
+
+
+def _leave_the_callers_place() -> None:
+    """Nothing from here on depends on the caller's directory, time zone or other variables."""
+    os.chdir("/")
+    had_time_zone = "TZ" in os.environ
+    os.environ.clear()
+    if had_time_zone:
+        time.tzset()
 
 
 def _trust() -> Trust:
@@ -184,7 +211,7 @@ def _trust() -> Trust:
 
 def _read_whitelist(invocation: Invocation, trust: Trust) -> Whitelist:
     """The settings and this client's rules; a fault in them is recorded if at all possible."""
-    config = os.path.join(os.getcwd(), invocation.config)
+    config = invocation.config
     main_file = installation.main_file(config, trust)
     try:
         own = installation.client_file(config, invocation.client, trust)
@@ -422,6 +449,8 @@ def _fault(error: Exception) -> BorgPullError:
     """``error`` itself if it is one of ours, else that it was not foreseen, and where."""
     if isinstance(error, BorgPullError):
         return error
+    if isinstance(error, MemoryError):
+        return SystemRefusedError("out of memory", "look for a limit on this account (ulimit -v)")
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

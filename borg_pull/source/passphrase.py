@@ -69,7 +69,10 @@ def _line_of_standard_input() -> bytes:
         remaining = deadline - time.monotonic()
         if remaining <= 0 or not select.select([0], [], [], remaining)[0]:
             raise RequestError(f"no passphrase arrived within {STDIN_TIMEOUT:.0f} seconds", hint)
-        byte = os.read(0, 1)
+        try:
+            byte = os.read(0, 1)
+        except OSError as error:
+            raise RequestError(f"standard input cannot be read: {error.strerror}", hint) from error
         if byte in (b"", b"\n"):
             if not line.rstrip(b"\r"):
                 raise RequestError("this client must send its passphrase", hint)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from borg_pull.source.borg import BorgCommand
     from borg_pull.source.confine import Confinement
 
-_MAX_DESCRIPTORS = 1 << 20  # fs.nr_open by default; the limit now may be lower than it was
 LEAVE = 2.0  # seconds borg is left to notice by itself that its peer is gone
 GRACE = 15.0  # seconds between asking borg to end and killing it
 _DRAIN = 5.0  # seconds to hand the last output to a slow peer
@@ -258,7 +257,8 @@ def _become(
             os.dup2(writer, target)
         if secret is not None:
             os.set_inheritable(secret, True)
-        _close_all_but({fault_writer, secret, None if rules is None else rules.descriptor})
+        kept = (fault_writer, secret, None if rules is None else rules.descriptor)
+        process.close_descriptors([number for number in kept if number is not None])
         for number in (*_ENDING_SIGNALS, SIGPIPE, SIGXFSZ):
             signal(number, SIG_DFL)
         confine.enter(confinement, rules, parent)
@@ -269,14 +269,6 @@ def _become(
         os.write(fault_writer, f"{argv[0]}: {error.strerror}".encode())
     finally:
         os._exit(127)
-
-
-def _close_all_but(kept: set[int | None]) -> None:
-    lowest = 3
-    for descriptor in sorted(number for number in kept if number is not None):
-        os.closerange(lowest, descriptor)
-        lowest = descriptor + 1
-    os.closerange(lowest, _MAX_DESCRIPTORS)
 
 
 def _pipe_with(content: bytes) -> int:
