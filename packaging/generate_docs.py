@@ -15,16 +15,22 @@ import importlib
 import pkgutil
 import re
 import sys
+import types
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import borg_pull
 from borg_pull import errors
 from borg_pull.admin.sshd_settings import SETTINGS
+from borg_pull.pull import config, fields
+from borg_pull.pull.faults import table_of
 from borg_pull.source import request, whitelist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SECTION = re.compile(
@@ -108,6 +114,68 @@ def sshd_settings() -> str:
     )
 
 
+# The types of values in pull.toml, in words.
+KINDS: list[tuple[Any, str]] = [
+    (fields.AbsolutePath, "absolute path"),
+    (fields.Calendar, "calendar expression"),
+    (fields.Command, "array of program and arguments"),
+    (fields.Duration, "time span"),
+    (fields.MetricsFile, "absolute path"),
+    (fields.NameReference, "name"),
+    (fields.PositiveDuration, "time span"),
+    (fields.Quota, "size"),
+    (fields.RepositoryPath, "absolute path"),
+    (fields.Size, "size"),
+    (fields.SourcePath, "absolute path"),
+    (fields.RemoteDirectory, "absolute path"),
+    (bool, "boolean"),
+    (float, "number"),
+    (int, "integer"),
+    (str, "string"),
+]
+
+
+def kind_of(hint: Any) -> str:
+    """The type ``hint`` of a key in pull.toml, in words."""
+    for known, text in KINDS:
+        if hint == known:
+            return text
+    if get_origin(hint) in (Union, types.UnionType):
+        return kind_of(next(each for each in get_args(hint) if each is not type(None)))
+    if get_origin(hint) is Literal:
+        return ", ".join(f'`"{value}"`' for value in get_args(hint))
+    if get_origin(hint) is list:
+        return f"array of {kind_of(get_args(hint)[0])}s"
+    if hasattr(hint, "__metadata__"):
+        return kind_of(get_args(hint)[0])
+    raise GenerationError(f"no words for the type {hint}")
+
+
+def pull_keys(model: type[BaseModel]) -> str:
+    """The table of one table's keys in pull.toml, but those that are tables."""
+    hints = get_type_hints(model, include_extras=True)
+    rows = []
+    for name, field in model.model_fields.items():
+        if table_of(model, name) is not None:
+            continue
+        if not field.description:
+            raise GenerationError(f"{model.__name__}.{name} has no description")
+        rows.append((f"`{name}`", kind_of(hints[name]), default_of(field), field.description))
+    return table(("key", "type", "default", "meaning"), rows)
+
+
+def default_of(field: FieldInfo) -> str:
+    """The default of a key, as it would be written."""
+    if field.is_required():
+        return "required"
+    value = field.default
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
+
+
 # Every section there is, and the file it must stand in.
 SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "exit-codes": ("protocol.md", exit_codes),
@@ -118,6 +186,16 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "limit-keys": ("configuration.md", lambda: configuration_keys(whitelist.LIMIT_KEYS)),
     "sshd-settings": ("sshd.md", sshd_settings),
     "client-keys": ("configuration.md", lambda: configuration_keys(whitelist.CLIENT_KEYS)),
+    "pull-settings-keys": ("pull-configuration.md", lambda: pull_keys(config.Settings)),
+    "pull-source-keys": ("pull-configuration.md", lambda: pull_keys(config.Source)),
+    "pull-repository-keys": ("pull-configuration.md", lambda: pull_keys(config.Repository)),
+    "pull-storage-keys": ("pull-configuration.md", lambda: pull_keys(config.Storage)),
+    "pull-job-keys": ("pull-configuration.md", lambda: pull_keys(config.Job)),
+    "pull-retention-keys": ("pull-configuration.md", lambda: pull_keys(config.Retention)),
+    "pull-check-keys": ("pull-configuration.md", lambda: pull_keys(config.Check)),
+    "pull-hooks-keys": ("pull-configuration.md", lambda: pull_keys(config.Hooks)),
+    "pull-notify-keys": ("pull-configuration.md", lambda: pull_keys(config.Notify)),
+    "pull-metrics-keys": ("pull-configuration.md", lambda: pull_keys(config.Metrics)),
 }
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from borg_pull.pull import config as pull_config
 from borg_pull.source import whitelist
 from tests.harness import processes
 from tests.harness.builds import PROJECT, frozen_bundle
@@ -173,9 +174,16 @@ TOML = [
 
 
 @pytest.mark.parametrize("text", TOML)
-def test_whitelists_shown_are_sound(text: str) -> None:
-    loaded = whitelist.load(whitelist.SourceFile(name="shown", content=text.encode()), {})
-    assert loaded.clients
+def test_configurations_shown_are_sound(text: str, tmp_path: Path) -> None:
+    """Whitelists of the source, and pull.toml of the backup server."""
+    if any(line.startswith("[job.") for line in text.splitlines()):
+        path = tmp_path / "pull.toml"
+        path.write_text(text)
+        path.chmod(0o600)
+        assert pull_config.load(path).job
+    else:
+        loaded = whitelist.load(whitelist.SourceFile(name="shown", content=text.encode()), {})
+        assert loaded.clients
 
 
 JSON = [

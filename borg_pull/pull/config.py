@@ -1,258 +1,248 @@
 """``pull.toml``: sources, repositories and jobs, checked as a whole.
 
 `load` reads the main file and every ``pull.d/*.toml`` beside it, and either returns a `Config` or
-raises a `ConfigFaultsError` that names everything that is wrong at once, by file and key.
-Durations are written as systemd does (``90s``, ``60min``, ``36h``, ``2d``, ``1h 30min``),
-sizes with IEC or SI units (``500 GiB``).
+raises a `ConfigFaultsError` that names everything that is wrong at once, by file and key. The
+JSON Schema and ``docs/pull-configuration.md`` are made from these models.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    ConfigDict,
-    Field,
-    model_validator,
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from borg_pull.pull.fields import (
+    AbsolutePath,
+    Calendar,
+    Command,
+    Compression,
+    Count,
+    Duration,
+    Host,
+    Interval,
+    MetricsFile,
+    Name,
+    NameReference,
+    Operand,
+    Pattern,
+    PositiveDuration,
+    Quota,
+    RemoteDirectory,
+    RepositoryPath,
+    Size,
+    SourcePath,
+    Umask,
+    User,
+    unique,
 )
+from borg_pull.values import MAX_PATHS, archive_parts
 
-from borg_pull.errors import ConfigurationError
-
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
-
-_UNITS = {
-    "": 1,
-    "s": 1,
-    "sec": 1,
-    "second": 1,
-    "seconds": 1,
-    "m": 60,
-    "min": 60,
-    "minute": 60,
-    "minutes": 60,
-    "h": 3600,
-    "hr": 3600,
-    "hour": 3600,
-    "hours": 3600,
-    "d": 86400,
-    "day": 86400,
-    "days": 86400,
-    "w": 604800,
-    "week": 604800,
-    "weeks": 604800,
-}
-_SPAN = re.compile(r"\s*(\d+)\s*([a-z]*)")
+ENVIRONMENT = "BORG_PULL_CONFIG"
+OF_USER = Path("~/.config/borg-pull/pull.toml")
+OF_SYSTEM = Path("/etc/borg-pull/pull.toml")
 
 
-def duration(value: object) -> timedelta:
-    """The time span in ``value`` (systemd.time(7), "PARSING TIME SPANS"); a number is seconds.
-
-    Raises ValueError.
-    """
-    if isinstance(value, timedelta):
-        return value
-    text = str(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else ""
-    seconds = at = 0
-    while match := _SPAN.match(text, at):
-        if match[2] not in _UNITS:
-            raise ValueError(f"{match[2]!r} is no unit of time; use s, min, h, d or w")
-        seconds += int(match[1]) * _UNITS[match[2]]
-        at = match.end()
-    if at == 0 or text[at:].strip():
-        raise ValueError("must be a time span such as 36h or 1h 30min")
-    return timedelta(seconds=seconds)
-
-
-def _calendar(value: str) -> str:
-    from oncalendar import OnCalendar, OnCalendarError
-
-    try:
-        OnCalendar(value, datetime.now(UTC))
-    except OnCalendarError as error:
-        raise ValueError(f"{value!r} is no calendar expression: {error}") from error
-    return value
-
-
-def _absolute(path: Path) -> Path:
-    path = path.expanduser()
-    if not path.is_absolute():
-        raise ValueError("must be an absolute path")
-    return path
-
-
-def _printable(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("has unprintable characters")
-    return value
-
-
-def _no_leading_dash(value: str) -> str:
-    if value.startswith("-"):
-        raise ValueError("cannot begin with a dash")
-    return value
-
-
-Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
-Operand = Annotated[Text, AfterValidator(_no_leading_dash)]
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
-Duration = Annotated[timedelta, BeforeValidator(duration)]
-Calendar = Annotated[Text, AfterValidator(_calendar)]
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Command = Annotated[list[Text], Field(min_length=1)]
+def _default(value: str, description: str) -> Any:
+    """A default as it would be written in the file."""
+    return Field(default=value, validate_default=True, description=description)
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: a number in quotes is a mistake to tell of.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Settings(_Table):
     """``[settings]``: where things are kept on this host."""
 
-    state_dir: AbsolutePath = Field(
-        default=Path("~/.local/state/borg-pull"),
-        validate_default=True,
-        description="Ledger, logs and pinned host keys.",
+    state_dir: AbsolutePath = _default(
+        "~/.local/state/borg-pull", "Ledger, logs, keys and pinned host keys."
     )
     runtime_dir: AbsolutePath | None = Field(
         default=None,
-        description="Private directories of running pulls; default: under XDG_RUNTIME_DIR, "
-        "else in state_dir.",
+        description="Private directories of running pulls. The default is `borg-pull` in "
+        "`$XDG_RUNTIME_DIR`, else `run` in `state_dir`.",
     )
     jobs: int = Field(
-        default=4, ge=1, le=256, description="Pulls at once when --jobs is not given."
+        default=4, ge=1, le=256, description="Pulls at once when `--jobs` is not given."
     )
-    keep_logs: Duration = Field(
-        default=timedelta(days=90), description="How long logs of single runs are kept."
-    )
+    keep_logs: PositiveDuration = _default("90d", "How long logs of single runs are kept.")
 
 
 class Storage(_Table):
     """``[storage.NAME]``: a disk, or whatever several repositories share."""
 
-    max_runs: int = Field(default=1, ge=1, le=256, description="Runs at once on this storage.")
+    max_runs: int = Field(
+        default=1, ge=1, le=256, description="Runs at once on the repositories of this storage."
+    )
 
 
 class Source(_Table):
     """``[source.NAME]``: a machine that data is pulled from."""
 
-    host: Operand = Field(description="Host name or address.")
-    user: Operand = Field(default="borg-pull", description="Account of the forced command.")
-    port: int = Field(default=22, ge=1, le=65535)
-    identity: AbsolutePath = Field(description="Private key file; one key a source.")
-    client: Name | None = Field(
+    host: Host = Field(description="Host name or address.")
+    user: User = Field(default="borg-pull", description="Account of the forced command there.")
+    port: int = Field(default=22, ge=1, le=65535, description="Port of its sshd.")
+    identity: AbsolutePath = Field(
+        description="Private key file; `borg-pull keys generate` makes one a source."
+    )
+    client: NameReference | None = Field(
         default=None,
-        description="Our client name there; needed only for the original tool, which has no hello.",
+        description="This host's client name there. Only the original tool needs it, for it does "
+        "not tell.",
     )
     protocol: Literal["auto", "borg-pull", "original"] = Field(
-        default="auto", description="auto asks with hello, and falls back to the original tool's."
+        default="auto",
+        description="What runs there. `auto` asks with `hello`, and takes what does not answer "
+        "for the original tool.",
     )
-    socket_dir: AbsolutePath | None = Field(
-        default=None, description="Directory of forwarded sockets there; default: what hello says."
+    socket_dir: RemoteDirectory | None = Field(
+        default=None,
+        description="Directory of the forwarded sockets there. The default is what `hello` tells.",
     )
-    ciphers: Text | None = Field(default=None, description="ssh's Ciphers, if not our choice.")
-    keep_alive: Duration = Field(
-        default=timedelta(seconds=15),
-        description="Seconds between ssh's keep-alives; three lost end it.",
+    ciphers: Operand | None = Field(
+        default=None, description="ssh's `Ciphers`, in place of those chosen for speed."
     )
-    connect_timeout: Duration = Field(default=timedelta(seconds=30))
+    keep_alive: PositiveDuration = _default(
+        "15s", "Time between ssh's keep-alives; with three lost the run is over."
+    )
+    connect_timeout: PositiveDuration = _default("30s", "How long to wait for a connection.")
+
+    @model_validator(mode="after")
+    def _original_needs_more(self) -> Source:
+        if self.protocol == "original" and (self.client is None or self.socket_dir is None):
+            raise ValueError("needs client and socket_dir: the original tool does not tell them")
+        return self
 
 
 class Repository(_Table):
     """``[repository.NAME]``: a borg repository on this host."""
 
-    path: AbsolutePath
-    storage: Name | None = Field(default=None, description="Storage group that bounds its runs.")
-    borg: AbsolutePath = Field(default=Path("/usr/bin/borg"))
-    quota: ByteSize | None = Field(default=None, description="borg serve's storage quota.")
-    umask: str = Field(default="0077", pattern=r"^0?[0-7]{3}$")
-    passphrase_file: AbsolutePath | None = None
-    passphrase_command: Command | None = Field(
-        default=None, description="Program and arguments that print the passphrase."
+    path: RepositoryPath = Field(description="Its directory.")
+    storage: NameReference | None = Field(
+        default=None, description="The `[storage.NAME]` that bounds its runs."
     )
-    passphrase_credential: Name | None = Field(
+    borg: AbsolutePath = _default("/usr/bin/borg", "The borg that serves it, 1.2 or 1.4.")
+    quota: Quota | None = Field(default=None, description="`borg serve`'s storage quota.")
+    umask: Umask = Field(default="0077", description="Of the files that borg makes.")
+    passphrase_file: AbsolutePath | None = Field(
         default=None,
-        description="Name of a credential: systemd's (LoadCredential), else the desktop store's.",
+        description="File whose first line is the passphrase. Of root or the user, readable by "
+        "no others.",
+    )
+    passphrase_command: Command | None = Field(
+        default=None,
+        description="Program and arguments; the first line it prints is the passphrase. Run "
+        "without a shell.",
+    )
+    passphrase_credential: NameReference | None = Field(
+        default=None,
+        description="Name of a credential: in `$CREDENTIALS_DIRECTORY` (systemd's "
+        "`LoadCredential=`), else of service `borg-pull` in the desktop's secret store.",
     )
     key_on: Literal["server", "source"] = Field(
         default="server",
-        description="Who can read the repository. With source, archives are looked up through it.",
+        description="Who can read the repository. With `source` this host cannot, and asks the "
+        "source about archives.",
     )
 
     @model_validator(mode="after")
     def _one_passphrase(self) -> Repository:
-        given = [self.passphrase_file, self.passphrase_command, self.passphrase_credential]
-        if sum(value is not None for value in given) > 1:
-            raise ValueError("has more than one source of its passphrase")
+        names = ("passphrase_file", "passphrase_command", "passphrase_credential")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"has {' and '.join(given)}; keep one of them")
         return self
 
 
 class Retention(_Table):
     """``[job.NAME.retention]``: what prune keeps of this job's archives."""
 
-    keep_within: str | None = Field(default=None, pattern=r"^[1-9][0-9]*[Hdwmy]$")
-    keep_last: int | None = Field(default=None, ge=1)
-    keep_minutely: int | None = Field(default=None, ge=1)
-    keep_hourly: int | None = Field(default=None, ge=1)
-    keep_daily: int | None = Field(default=None, ge=1)
-    keep_weekly: int | None = Field(default=None, ge=1)
-    keep_monthly: int | None = Field(default=None, ge=1)
-    keep_yearly: int | None = Field(default=None, ge=1)
-    compact: bool = True
+    keep_within: Interval | None = Field(
+        default=None, description="Keep all archives of this time: `7d`, and `H`, `w`, `m`, `y`."
+    )
+    keep_last: Count | None = Field(default=None, description="Keep the last archives.")
+    keep_minutely: Count | None = Field(default=None, description="One archive a minute.")
+    keep_hourly: Count | None = Field(default=None, description="One archive an hour.")
+    keep_daily: Count | None = Field(default=None, description="One archive a day.")
+    keep_weekly: Count | None = Field(default=None, description="One archive a week.")
+    keep_monthly: Count | None = Field(default=None, description="One archive a month.")
+    keep_yearly: Count | None = Field(default=None, description="One archive a year.")
+    compact: bool = Field(default=True, description="Free the space after pruning.")
 
     @model_validator(mode="after")
     def _keeps_something(self) -> Retention:
         if all(value is None for name, value in self if name.startswith("keep_")):
-            raise ValueError("keeps nothing: give at least one keep_ rule")
+            raise ValueError("keeps nothing; give at least one of the keep_ keys")
         return self
 
 
 class Check(_Table):
     """``[job.NAME.check]``: when and how the repository is verified."""
 
-    schedule: Calendar = "weekly"
-    max_duration: Duration | None = Field(
-        default=None,
-        description="A slice of the repository check; the next one goes on from there.",
+    schedule: Calendar = Field(
+        default="weekly", description="Calendar expression, as systemd.time(7) has it."
     )
-    verify_data: bool = False
+    max_duration: PositiveDuration | None = Field(
+        default=None,
+        description="Verify for so long, and go on from there the next time. Then borg looks at "
+        "the repository alone, not at the archives.",
+    )
+    verify_data: bool = Field(
+        default=False, description="Read and decrypt every byte; takes as long as that takes."
+    )
+
+    @model_validator(mode="after")
+    def _whole_or_in_slices(self) -> Check:
+        if self.verify_data and self.max_duration is not None:
+            raise ValueError("has verify_data, which cannot be cut into slices, and max_duration")
+        return self
 
 
 class Hooks(_Table):
     """``[job.NAME.hooks]``: programs on this host, run without a shell."""
 
-    before: Command | None = None
-    after: Command | None = None
-    timeout: Duration = timedelta(minutes=5)
+    before: Command | None = Field(
+        default=None, description="Run before the pull; if it fails, so does the run."
+    )
+    after: Command | None = Field(
+        default=None, description="Run after the pull, whatever came of it."
+    )
+    timeout: PositiveDuration = _default("5min", "When a hook is ended.")
 
 
 class Job(_Table):
     """``[job.NAME]``: paths of one source, pulled into one repository."""
 
-    source: Name
-    repository: Name
-    paths: Annotated[list[Operand], Field(min_length=1, max_length=500)]
+    source: NameReference = Field(description="The `[source.NAME]` it pulls from.")
+    repository: NameReference = Field(description="The `[repository.NAME]` it pulls into.")
+    paths: Annotated[
+        list[SourcePath], Field(min_length=1, max_length=MAX_PATHS), AfterValidator(unique)
+    ] = Field(description="What to back up; each must stand in the source's whitelist.")
     archive: Operand = Field(
         default="{job}-{utcnow:%Y-%m-%dT%H:%M:%S}",
-        description="Archive name; {job} and {source} are put in here, borg's placeholders there.",
+        description="Archive name. `{job}`, `{source}`, `{now}`, `{utcnow}` (also with a strftime "
+        "format) and `{hostname}` are filled in. What stands before the first but `{job}` and "
+        "`{source}` must be this job's own in the repository: retention goes by it.",
     )
-    compression: Operand | None = None
-    exclude: list[Operand] = []
-    one_file_system: bool = False
-    schedule: Calendar | None = Field(default=None, description="systemd.time(7), calendar event.")
-    randomized_delay: Duration = timedelta(0)
-    stale_after: Duration = timedelta(hours=36)
-    minimum_size: ByteSize = Field(
-        default=ByteSize(0), description="A smaller archive is a failure."
+    compression: Compression | None = Field(
+        default=None, description="As borg has it: `lz4`, `zstd,3`, `auto,zstd`."
     )
+    exclude: list[Pattern] = Field(
+        default=[], description="Patterns to leave out (`borg help patterns`)."
+    )
+    one_file_system: bool = Field(default=False, description="Stay on the paths' file systems.")
+    schedule: Calendar | None = Field(
+        default=None,
+        description="Calendar expression, as systemd.time(7) has it, for timers and `--due`.",
+    )
+    randomized_delay: Duration = _default("0", "Start a timer's run later, by up to this.")
+    stale_after: PositiveDuration = _default(
+        "36h", "The job counts as stale when its last success is older."
+    )
+    minimum_size: Size = _default("0", "A smaller archive is a failure.")
     shrink_alarm: float = Field(
         default=0.5,
         ge=0,
@@ -260,16 +250,19 @@ class Job(_Table):
         description="Warn when an archive is smaller than this part of the median of the last "
         "ones; 0 never does.",
     )
-    deadline: Duration = Field(default=timedelta(hours=12), description="A run is ended then.")
-    retry_window: Duration = Field(
-        default=timedelta(minutes=60), description="How long a busy source is asked again."
+    deadline: PositiveDuration = _default("12h", "When a run is ended.")
+    retry_window: Duration = _default("60min", "How long a busy source is asked again.")
+    append_only: bool = Field(
+        default=True,
+        description="Have `borg serve` only append, so that what the source deletes can be had "
+        "back.",
     )
-    append_only: bool = True
-    retention: Retention | None = None
-    check: Check | None = None
-    hooks: Hooks = Hooks()
+    retention: Retention | None = Field(default=None, description="See below; none keeps all.")
+    check: Check | None = Field(default=None, description="See below; none never verifies.")
+    hooks: Hooks = Field(default_factory=Hooks, description="See below.")
     ping_url_file: AbsolutePath | None = Field(
-        default=None, description="File with the URL of a dead-man's switch for this job."
+        default=None,
+        description="File with the URL of a dead-man's switch, asked for after each success.",
     )
 
 
@@ -277,52 +270,78 @@ class Notify(_Table):
     """``[notify]``: who is told."""
 
     urls_file: AbsolutePath | None = Field(
-        default=None, description="File with one Apprise URL a line; it holds secrets."
+        default=None,
+        description="File with one Apprise URL a line. They hold secrets: readable by no others.",
     )
-    repeat_every: Duration = timedelta(hours=24)
-    digest: Calendar | None = None
+    repeat_every: PositiveDuration = _default("24h", "When to tell again of what still holds.")
+    digest: Calendar | None = Field(
+        default=None, description="Calendar expression of a summary of all jobs."
+    )
 
 
 class Metrics(_Table):
     """``[metrics]``: Prometheus' textfile collector."""
 
-    textfile: AbsolutePath | None = None
+    textfile: MetricsFile | None = Field(
+        default=None, description="File to write after each run, in the collector's directory."
+    )
+
+
+def _tables(description: str) -> Any:
+    return Field(
+        default_factory=dict,
+        description=description,
+        json_schema_extra={"additionalProperties": False},
+    )
 
 
 class Config(_Table):
     """Everything, with all references resolved."""
 
-    settings: Settings = Settings()
-    storage: dict[Name, Storage] = {}
-    source: dict[Name, Source] = {}
-    repository: dict[Name, Repository] = {}
-    job: dict[Name, Job] = {}
-    notify: Notify = Notify()
-    metrics: Metrics = Metrics()
+    settings: Settings = Field(
+        default_factory=Settings, description="Where things are kept on this host."
+    )
+    storage: dict[Name, Storage] = _tables("Disks, or whatever several repositories share.")
+    source: dict[Name, Source] = _tables("Machines that data is pulled from.")
+    repository: dict[Name, Repository] = _tables("Borg repositories on this host.")
+    job: dict[Name, Job] = _tables("Paths of one source, pulled into one repository.")
+    notify: Notify = Field(default_factory=Notify, description="Who is told.")
+    metrics: Metrics = Field(default_factory=Metrics, description="Prometheus' textfile collector.")
+
+    def archive_prefix(self, job: str) -> str:
+        """What the names of the job's archives begin with, and those of no other job there."""
+        return archive_prefix(job, self.job[job])
+
+    def archive_glob(self, job: str) -> str:
+        """The pattern that selects the job's archives in its repository, and no others."""
+        return f"{self.archive_prefix(job)}*"
 
 
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong."""
-
-    file: str
-    key: str
-    """Dotted path; empty for the whole file."""
-    message: str
-
-    def text(self) -> str:
-        """``FILE: KEY: MESSAGE``"""
-        return (
-            f"{self.file}: {self.key}: {self.message}"
-            if self.key
-            else f"{self.file}: {self.message}"
-        )
+def archive_prefix(name: str, job: Job) -> str:
+    """The part of the job's archive names that is always the same."""
+    literal, _placeholder = next(archive_parts(filled_archive(name, job)))
+    return literal
 
 
-class ConfigFaultsError(ConfigurationError):
-    """The configuration cannot be used; ``faults`` holds everything that is wrong with it."""
+def filled_archive(name: str, job: Job) -> str:
+    """The job's archive name with what this host alone knows, else as borg would have it."""
+    return job.archive.replace("{job}", name).replace("{source}", job.source)
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        super().__init__(f"{faults[0].text()}{more}", "see borg-pull check-config")
-        self.faults = tuple(faults)
+
+def default_path() -> Path:
+    """The configuration to use when none is named."""
+    chosen = os.environ.get(ENVIRONMENT)
+    if chosen:
+        return Path(chosen)
+    of_user = OF_USER.expanduser()
+    return of_user if of_user.exists() else OF_SYSTEM
+
+
+def load(path: Path) -> Config:
+    """The configuration of ``path`` and the files beside it.
+
+    Raises ConfigFaultsError.
+    """
+    from borg_pull.pull.loading import examine  # which needs the models
+
+    return examine(path).config()

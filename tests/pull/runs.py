@@ -51,3 +51,10 @@ def start(
     )
     assert "Traceback" not in done.stderr, done.stderr
     return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def imported_by(script: str) -> set[str]:
+    """Names of the modules that are loaded once an interpreter of its own has run ``script``."""
+    shown = f"{script}\nimport sys\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())

@@ -1,0 +1,64 @@
+"""What a command line chose: the configuration, read when a command first asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+import click
+
+from borg_pull.pull import config
+from borg_pull.pull.config import Config
+from borg_pull.pull.places import Places
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Invocation:
+    """One run of the program."""
+
+    def __init__(self) -> None:
+        self.chosen: Path | None = None
+        """What ``--config`` names."""
+
+    @property
+    def path(self) -> Path:
+        """The configuration's main file, absolute."""
+        return (self.chosen or config.default_path()).absolute()
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration. Raises ConfigFaultsError."""
+        return config.load(self.path)
+
+    @cached_property
+    def places(self) -> Places:
+        """The places of the configuration, made where missing. Raises ConfigurationError."""
+        places = Places.of(self.config.settings)
+        places.prepare()
+        return places
+
+
+def _choose(context: click.Context, _option: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        context.ensure_object(Invocation).chosen = Path(value)
+
+
+config_option = click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(),
+    expose_value=False,
+    callback=_choose,
+    help="The configuration.  [default: $BORG_PULL_CONFIG, ~/.config/borg-pull/pull.toml if it "
+    "exists, else /etc/borg-pull/pull.toml]",
+)
+"""Taken by the program and by each command, so that it may stand before and behind its name."""
+
+
+def configured(command: Callable[Concatenate[Invocation, P], R]) -> Callable[P, R]:
+    """Give ``command``, under its click decorators, ``--config`` and the `Invocation`."""
+    return config_option(click.make_pass_decorator(Invocation, ensure=True)(command))

@@ -1,0 +1,275 @@
+"""From files to a `Config`, with everything that is wrong named at once."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from borg_pull.pull.config import (
+    Config,
+    Job,
+    Metrics,
+    Notify,
+    Repository,
+    Settings,
+    Source,
+    Storage,
+    archive_prefix,
+    filled_archive,
+)
+from borg_pull.pull.faults import ConfigFaultsError, Fault, dotted, faults_of, nearest, wrong_type
+from borg_pull.pull.fields import NO_NAME, name_fault
+from borg_pull.toml import loads
+from borg_pull.values import archive_fault, archive_parts
+
+MAX_FILE = 16 * 1024 * 1024  # bytes
+
+_ONCE: dict[str, type[BaseModel]] = {"settings": Settings, "notify": Notify, "metrics": Metrics}
+_NAMED: dict[str, type[BaseModel]] = {
+    "storage": Storage,
+    "source": Source,
+    "repository": Repository,
+    "job": Job,
+}
+
+
+def directory_beside(path: Path) -> Path:
+    """Where further files of the configuration ``path`` stand."""
+    return path.parent / "pull.d"
+
+
+@dataclass
+class Reading:
+    """What was found in the files of a configuration."""
+
+    files: list[Path] = field(default_factory=list)
+    """All that were read, the main file first."""
+    faults: list[Fault] = field(default_factory=list)
+    once: dict[str, BaseModel] = field(default_factory=dict)
+    """The tables there is one of, as far as they are sound."""
+    named: dict[str, dict[str, Any]] = field(default_factory=lambda: {kind: {} for kind in _NAMED})
+    """The tables that have names, as far as they are sound."""
+    homes: dict[tuple[str, str], str] = field(default_factory=dict)
+    """The file of each of these, sound or not, by kind and name."""
+
+    def config(self) -> Config:
+        """What was read. Raises ConfigFaultsError when anything is wrong."""
+        if self.faults:
+            raise ConfigFaultsError(self.faults)
+        return Config.model_validate({**self.once, **self.named})
+
+
+def examine(path: Path) -> Reading:
+    """Read and check everything; what is wrong is in the reading's ``faults``."""
+    reading = Reading()
+    for file in (path, *_files_beside(path, reading)):
+        document = _document(file, reading)
+        for key, value in ({} if document is None else document).items():
+            _take(reading, str(file), key, value, is_main=file == path)
+    reading.faults += _contradictions(reading)
+    return reading
+
+
+def _files_beside(path: Path, reading: Reading) -> list[Path]:
+    directory = directory_beside(path)
+    try:
+        status = directory.stat()
+        found = sorted(directory.glob("*.toml"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        reading.faults.append(Fault(str(directory), "", f"cannot be read: {error.strerror}"))
+        return []
+    fault = _mode_fault(status)
+    if fault is not None:
+        reading.faults.append(Fault(str(directory), "", fault))
+    return [file for file in found if not file.name.startswith(".")]
+
+
+def _document(file: Path, reading: Reading) -> dict[str, Any] | None:
+    """The content of ``file``; None, with a fault added, when it cannot be had."""
+    try:
+        content = _content(file)
+        reading.files.append(file)
+        return loads(content.decode("utf-8"))
+    except FileNotFoundError:
+        message = "does not exist; name another with --config, or begin with borg-pull add-source"
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        message = f"is not UTF-8 text (at line {line})"
+    except _UnfitError as error:
+        message = str(error)
+    except ValueError as error:
+        message = f"is not valid TOML: {error}"
+    except RecursionError:
+        message = "is nested too deeply"
+    reading.faults.append(Fault(str(file), "", message))
+    return None
+
+
+class _UnfitError(Exception):
+    """The file is not one to take orders from."""
+
+
+def _content(file: Path) -> bytes:
+    # O_NONBLOCK: opening a FIFO must not wait for its writer.
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    status = os.fstat(descriptor)
+    is_regular = stat.S_ISREG(status.st_mode)
+    fault = _mode_fault(status) if is_regular else "is not a regular file"
+    if fault is not None:
+        os.close(descriptor)
+        raise _UnfitError(fault)
+    with os.fdopen(descriptor, "rb") as stream:
+        content = stream.read(MAX_FILE + 1)
+    if len(content) > MAX_FILE:
+        raise _UnfitError(f"is larger than {MAX_FILE} bytes")
+    return content
+
+
+def _mode_fault(status: os.stat_result) -> str | None:
+    """The configuration names programs to run: whoever can write it runs them as this user."""
+    if status.st_uid not in (0, os.geteuid()):
+        return f"belongs to uid {status.st_uid}, not to root or this user"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "can be written by others; run chmod go-w on it"
+    return None
+
+
+def _take(reading: Reading, file: str, key: str, value: object, *, is_main: bool) -> None:
+    """Check one top-level table and keep what is sound of it."""
+
+    def fault(location: tuple[str, ...], message: str) -> None:
+        reading.faults.append(Fault(file, dotted(location), message))
+
+    if key not in _ONCE and key not in _NAMED:
+        fault((key,), f"is unknown{nearest(key, Config.model_fields)}")
+    elif not isinstance(value, dict):
+        fault((key,), wrong_type("a table", value))
+    elif key in _ONCE and not is_main:
+        fault((key,), "belongs in the main file")
+    elif key in _ONCE:
+        sound = _validated(reading, file, (key,), _ONCE[key], value)
+        if sound is not None:
+            reading.once[key] = sound
+    else:
+        for name, table in value.items():
+            other = reading.homes.setdefault((key, name), file)
+            if other != file:
+                fault((key, name), f"stands in {other} too")
+                continue
+            if name_fault(name) is not None:
+                fault((key, name), NO_NAME)
+            sound = _validated(reading, file, (key, name), _NAMED[key], table)
+            if sound is not None:
+                reading.named[key][name] = sound
+
+
+def _validated(
+    reading: Reading, file: str, prefix: tuple[str, ...], model: type[BaseModel], table: object
+) -> BaseModel | None:
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        reading.faults += faults_of(error, model, file, prefix)
+        return None
+
+
+def _contradictions(reading: Reading) -> Iterator[Fault]:
+    """What does not fit together, of what is sound by itself."""
+    repositories: dict[str, Repository] = reading.named["repository"]
+    jobs: dict[str, Job] = reading.named["job"]
+    found = [
+        *_dangling(reading, "repository", "storage", repositories),
+        *_dangling(reading, "job", "source", jobs),
+        *_dangling(reading, "job", "repository", jobs),
+        *_overlapping(repositories),
+        *_indistinct(jobs),
+    ]
+    for kind, name, key, message in found:
+        yield Fault(reading.homes[kind, name], dotted((kind, name, key)), message)
+
+
+_Contradiction = tuple[str, str, str, str]
+"""Kind and name of a table, a key in it, and what is wrong with that."""
+
+
+def _dangling(
+    reading: Reading, kind: str, key: str, tables: Mapping[str, object]
+) -> Iterator[_Contradiction]:
+    """References by ``key`` to tables that are in no file."""
+    known = {name for other, name in reading.homes if other == key}
+    for name, table in tables.items():
+        target = getattr(table, key)
+        if target is not None and target not in known:
+            message = f"there is no [{dotted((key, target))}]{nearest(target, known)}"
+            yield kind, name, key, message
+
+
+def _overlapping(repositories: Mapping[str, Repository]) -> Iterator[_Contradiction]:
+    """Repositories in one place, or one in another."""
+    parents = cache(os.path.realpath)
+    places = {}
+    for name, repository in repositories.items():
+        path = repository.path
+        place = f"{parents(path.parent)}/{path.name}"
+        places[name] = f"{os.path.realpath(place) if os.path.islink(place) else place}/"
+    for name, other in _prefixed(places):
+        same = places[name] == places[other]
+        message = f"is that of repository {other} too" if same else f"lies in repository {other}"
+        yield "repository", name, "path", message
+
+
+def _indistinct(jobs: Mapping[str, Job]) -> Iterator[_Contradiction]:
+    """Jobs whose archives could not be told from those of others in their repository."""
+    prefixes: dict[str, dict[str, str]] = {}
+    for name, job in jobs.items():
+        message = _archive_fault(name, job)
+        if message is not None:
+            yield "job", name, "archive", message
+        else:
+            prefixes.setdefault(job.repository, {})[name] = archive_prefix(name, job)
+    for same_place in prefixes.values():
+        for name, other in _prefixed(same_place):
+            message = (
+                f"begins with {same_place[name]!a}, that of job {other} in the same repository "
+                f"with {same_place[other]!a}: what selects {other}'s archives would select these"
+            )
+            yield "job", name, "archive", message
+
+
+def _prefixed(texts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Names of texts that begin with another's text, each with that other's name."""
+    # In this order whatever begins with a text follows it at once.
+    open_ones: list[str] = []
+    for name in sorted(texts, key=lambda name: texts[name]):
+        while open_ones and not texts[name].startswith(texts[open_ones[-1]]):
+            open_ones.pop()
+        if open_ones:
+            yield name, open_ones[-1]
+        open_ones.append(name)
+
+
+def _archive_fault(name: str, job: Job) -> str | None:
+    fault = archive_fault(filled_archive(name, job))
+    if fault is not None:
+        return fault
+    prefix = archive_prefix(name, job)
+    if not prefix:
+        return "does not begin with a text of its own, by which to tell this job's archives"
+    if set(prefix) & set("*?[]"):
+        return "has one of *?[] before its first placeholder, which patterns give a meaning"
+    parts = archive_parts(filled_archive(name, job))
+    placeholders = {inside.partition(":")[0] for _literal, inside in parts if inside}
+    if not placeholders & {"now", "utcnow"}:
+        return "has neither {now} nor {utcnow}: the second run would find the name taken"
+    return None
