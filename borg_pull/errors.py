@@ -66,11 +66,15 @@ class AuditError(BorgPullError):
 
 class BusyError(BorgPullError):
     exit_code = 75
-    meaning = "busy or limited: try later"
+    meaning = "busy, limited, locked down or told to end: try later"
 
 
 class LimitedError(BusyError):
     """A limit or a lockdown is in the way, not another run of the same repository."""
+
+
+class EndedError(LimitedError):
+    """A signal told this program to end before borg ran."""
 
 
 class NotAllowedError(BorgPullError):

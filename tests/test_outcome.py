@@ -53,9 +53,10 @@ def found(
     report: WrapReport | None = None,
     paths: tuple[str, ...] = ("/srv",),
     lost: tuple[str, ...] = (),
+    lockdown: str | None = None,
     **rules: bool,
 ) -> Finding:
-    return finding(end, report, allowed(*paths), "luna", rules_with(**rules), lost)
+    return finding(end, report, allowed(*paths), "luna", rules_with(**rules), lost, lockdown)
 
 
 def rules_with(**given: bool) -> ClientRules:
@@ -86,6 +87,18 @@ def test_what_we_ended_is_never_a_success(code: int | None) -> None:
     end = found(ending(code, cause="the connection closed"))
     assert (end.exit, end.result) == (2, "killed")
     assert end.error == "the run was ended: the connection closed"
+
+
+def test_a_run_ended_by_a_signal_names_the_lockdown_it_may_be_due_to() -> None:
+    by_signal = ending(2, cause="signal 2")
+    assert by_signal.is_by_signal()
+    assert not ending(2, cause="the connection closed").is_by_signal()
+    assert not ending(2).is_by_signal()
+    assert found(by_signal).error == "the run was ended: signal 2"
+    end = found(by_signal, lockdown="this host is locked down: break-in")
+    assert (end.exit, end.result) == (2, "killed")
+    assert end.error == "the run was ended: signal 2; this host is locked down: break-in"
+    assert end.message == end.error
 
 
 @pytest.mark.parametrize("code", [64, 69, 70, 71])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import stat
 import subprocess
 import sys
@@ -13,7 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from borg_pull.errors import BorgPullError, ConfigurationError, RequestError, SystemRefusedError
+from borg_pull.errors import (
+    BorgPullError,
+    ConfigurationError,
+    EndedError,
+    RequestError,
+    SystemRefusedError,
+)
 from borg_pull.source import passphrase
 from borg_pull.source.capture import output_of
 from borg_pull.source.passphrase import MAX_PASSPHRASE, obtain
@@ -23,6 +30,7 @@ from tests.harness.wait import until
 from tests.properties.strategies import toml_table
 
 TRUST = Trust(enforced=False, uid=os.getuid())
+WATCH, _WRITER = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # of signals, of which there are none
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "MARK": "from the environment it is given"}
 
 
@@ -72,7 +80,7 @@ def standard_input() -> Iterator[StandardInput]:
 
 
 def test_no_source_no_passphrase() -> None:
-    assert obtain(rules(), TRUST, ENVIRONMENT) is None
+    assert obtain(rules(), TRUST, ENVIRONMENT, WATCH) is None
 
 
 @pytest.mark.parametrize(
@@ -90,19 +98,19 @@ class TestWhatIsTaken:
     def test_from_a_file(self, tmp_path: Path, content: bytes, expected: bytes) -> None:
         path = tmp_path / "secret"
         path.write_bytes(content)
-        assert obtain(rules(passphrase_file=str(path)), TRUST, ENVIRONMENT) == expected
+        assert obtain(rules(passphrase_file=str(path)), TRUST, ENVIRONMENT, WATCH) == expected
 
     def test_from_a_command(self, tmp_path: Path, content: bytes, expected: bytes) -> None:
         (tmp_path / "with space").write_bytes(content)
         command = f"/bin/cat '{tmp_path}/with space'"
-        assert obtain(rules(passcommand=command), TRUST, ENVIRONMENT) == expected
+        assert obtain(rules(passcommand=command), TRUST, ENVIRONMENT, WATCH) == expected
 
     def test_from_standard_input(
         self, standard_input: StandardInput, content: bytes, expected: bytes
     ) -> None:
         standard_input.send(content)
         standard_input.end()
-        assert obtain(rules(passphrase_stdin=True), TRUST, ENVIRONMENT) == expected
+        assert obtain(rules(passphrase_stdin=True), TRUST, ENVIRONMENT, WATCH) == expected
 
 
 BAD_CONTENTS = [b"", b"\n", b"\r\n", b"\nsecond\n", b"\xff\xfe\n", b"x" * (MAX_PASSPHRASE + 1)]
@@ -114,14 +122,14 @@ class TestWhatIsRefused:
         path = tmp_path / "secret"
         path.write_bytes(content)
         with pytest.raises(ConfigurationError) as caught:
-            obtain(rules(passphrase_file=str(path)), TRUST, ENVIRONMENT)
+            obtain(rules(passphrase_file=str(path)), TRUST, ENVIRONMENT, WATCH)
         assert_tells_no_secret(caught.value, content)
 
     def test_from_standard_input(self, standard_input: StandardInput, content: bytes) -> None:
         standard_input.send(content)
         standard_input.end()
         with pytest.raises(RequestError) as caught:
-            obtain(rules(passphrase_stdin=True), TRUST, ENVIRONMENT)
+            obtain(rules(passphrase_stdin=True), TRUST, ENVIRONMENT, WATCH)
         assert_tells_no_secret(caught.value, content)
 
 
@@ -136,7 +144,7 @@ def test_standard_input_is_read_to_the_first_line_end_and_no_further(
     standard_input: StandardInput,
 ) -> None:
     standard_input.send(b"secret\nthe rest is not ours")
-    assert obtain(rules(passphrase_stdin=True), TRUST, ENVIRONMENT) == b"secret"
+    assert obtain(rules(passphrase_stdin=True), TRUST, ENVIRONMENT, WATCH) == b"secret"
     assert standard_input.rest() == b"the rest is not ours"
 
 
@@ -146,7 +154,7 @@ def test_a_peer_that_sends_nothing_is_not_waited_for_for_good(
     monkeypatch.setattr(passphrase, "STDIN_TIMEOUT", 0.2)
     standard_input.send(b"half a passphra")
     with pytest.raises(RequestError, match="no passphrase arrived") as caught:
-        obtain(rules(passphrase_stdin=True), TRUST, ENVIRONMENT)
+        obtain(rules(passphrase_stdin=True), TRUST, ENVIRONMENT, WATCH)
     assert "half" not in caught.value.line()
 
 
@@ -161,23 +169,23 @@ def test_a_peer_that_sends_nothing_is_not_waited_for_for_good(
 )
 def test_a_command_that_fails(tmp_path: Path, body: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said) as caught:
-        obtain(rules(passcommand=program(tmp_path, body)), TRUST, ENVIRONMENT)
+        obtain(rules(passcommand=program(tmp_path, body)), TRUST, ENVIRONMENT, WATCH)
     assert "secret" not in caught.value.line()
 
 
 def test_a_command_that_is_not_there() -> None:
     with pytest.raises(ConfigurationError, match="No such file"):
-        obtain(rules(passcommand="/no/such/command x"), TRUST, ENVIRONMENT)
+        obtain(rules(passcommand="/no/such/command x"), TRUST, ENVIRONMENT, WATCH)
 
 
 def test_a_command_gets_its_words_and_no_shell(tmp_path: Path) -> None:
     command = program(tmp_path, 'printf "%s|" "$@"') + " '$(id)' \"a b\" *"
-    assert obtain(rules(passcommand=command), TRUST, ENVIRONMENT) == b"$(id)|a b|*|"
+    assert obtain(rules(passcommand=command), TRUST, ENVIRONMENT, WATCH) == b"$(id)|a b|*|"
 
 
 def test_a_command_gets_the_given_environment_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BASH_ENV", "hostile")
-    found = output_of(("/usr/bin/env", "-0"), ENVIRONMENT, timeout=30, limit=4096)
+    found = output_of(("/usr/bin/env", "-0"), ENVIRONMENT, timeout=30, limit=4096, watch=WATCH)
     assert dict(entry.split("=", 1) for entry in found.decode().split("\0")[:-1]) == ENVIRONMENT
 
 
@@ -186,7 +194,7 @@ def test_a_command_gets_no_descriptors() -> None:
     os.set_inheritable(leaked, True)
     try:
         # 3 is where ls itself has the directory open.
-        found = obtain(rules(passcommand="/bin/ls -m /proc/self/fd"), TRUST, ENVIRONMENT)
+        found = obtain(rules(passcommand="/bin/ls -m /proc/self/fd"), TRUST, ENVIRONMENT, WATCH)
     finally:
         os.close(leaked)
     assert found == b"0, 1, 2, 3"
@@ -194,7 +202,7 @@ def test_a_command_gets_no_descriptors() -> None:
 
 def test_output_beyond_the_limit_ends_the_command() -> None:
     with pytest.raises(SystemRefusedError, match="failed with exit code -13"):
-        output_of(("/usr/bin/yes",), ENVIRONMENT, timeout=30, limit=100)
+        output_of(("/usr/bin/yes",), ENVIRONMENT, timeout=30, limit=100, watch=WATCH)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +214,7 @@ def test_a_command_that_does_not_end_is_ended_with_what_it_started(
     path = program(tmp_path, f"echo $$ > {tmp_path}/pid; {body}")
     started = time.monotonic()
     with pytest.raises(SystemRefusedError, match="did not end within"):
-        output_of((path,), ENVIRONMENT, timeout=0.5, limit=100)
+        output_of((path,), ENVIRONMENT, timeout=0.5, limit=100, watch=WATCH)
     assert time.monotonic() - started < 20
     group = int((tmp_path / "pid").read_text())
 
@@ -220,9 +228,50 @@ def test_a_command_that_does_not_end_is_ended_with_what_it_started(
     until(gone, seconds=10, what="the end of the command and its children")
 
 
+@pytest.fixture
+def told_to_end() -> Iterator[int]:
+    """Where a signal has been noted, and another that is no reason to end."""
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    os.write(writer, bytes((signal.SIGALRM, signal.SIGTERM)))
+    yield reader
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.usefixtures("standard_input")
+def test_a_signal_ends_the_wait_for_standard_input(told_to_end: int) -> None:
+    with pytest.raises(EndedError, match="ended by signal 15 before it was served") as caught:
+        obtain(rules(passphrase_stdin=True), TRUST, ENVIRONMENT, told_to_end)
+    assert caught.value.exit_code == 75
+
+
+@pytest.mark.parametrize("body", ["sleep 1000", "exec >&-; sleep 1000"])
+def test_a_signal_ends_a_command(tmp_path: Path, told_to_end: int, body: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(EndedError):
+        obtain(rules(passcommand=program(tmp_path, body)), TRUST, ENVIRONMENT, told_to_end)
+    assert time.monotonic() - started < 20
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_other_signals_are_no_reason_to_end(
+    monkeypatch: pytest.MonkeyPatch, standard_input: StandardInput
+) -> None:
+    monkeypatch.setattr(passphrase, "STDIN_TIMEOUT", 0.2)
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    os.write(writer, bytes((signal.SIGALRM, signal.SIGCHLD)))
+    with pytest.raises(RequestError, match="no passphrase arrived"):
+        obtain(rules(passphrase_stdin=True), TRUST, ENVIRONMENT, reader)
+    standard_input.send(b"secret\n")
+    assert obtain(rules(passphrase_stdin=True), TRUST, ENVIRONMENT, reader) == b"secret"
+    os.close(reader)
+    os.close(writer)
+
+
 def test_a_command_runs_without_any_privilege_to_gain(tmp_path: Path) -> None:
     body = "grep -h NoNewPrivs /proc/$$/status"
-    found = obtain(rules(passcommand=program(tmp_path, body)), TRUST, ENVIRONMENT)
+    found = obtain(rules(passcommand=program(tmp_path, body)), TRUST, ENVIRONMENT, WATCH)
     assert found == b"NoNewPrivs:\t1"
 
 
@@ -237,7 +286,7 @@ def test_the_secret_is_in_no_argument_list(tmp_path: Path) -> None:
         "from tests.test_passphrase import rules, TRUST\n"
         "import subprocess\n"
         "os.fork = subprocess.Popen = None\n"
-        f"assert obtain(rules(passphrase_file={str(path)!r}), TRUST, {{}}) == b'secret'\n"
+        f"assert obtain(rules(passphrase_file={str(path)!r}), TRUST, {{}}, 0) == b'secret'\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")

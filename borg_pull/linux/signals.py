@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+from borg_pull.errors import EndedError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from signal import (
@@ -36,7 +40,11 @@ else:
         signal,
     )
 
+ENDING = (SIGINT, SIGTERM, SIGHUP, SIGQUIT)
+"""What tells a program to end."""
+
 __all__ = [
+    "ENDING",
     "ITIMER_REAL",
     "SIGALRM",
     "SIGHUP",
@@ -47,7 +55,37 @@ __all__ = [
     "SIGTERM",
     "SIGXFSZ",
     "SIG_DFL",
+    "check_endings",
     "set_wakeup_fd",
     "setitimer",
     "signal",
+    "watch_endings",
 ]
+
+
+def watch_endings() -> int:
+    """Note the signals of `ENDING` from now on, so that this program can end in order.
+
+    Returns the reading end of the pipe that their numbers stand in.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    set_wakeup_fd(writer)
+    for number in ENDING:
+        signal(number, _noted)
+    return reader
+
+
+def check_endings(watch: int) -> None:
+    """Raises EndedError if a signal was noted. ``watch`` is what `watch_endings` returned."""
+    try:
+        numbers = os.read(watch, 4096)
+    except BlockingIOError:
+        return
+    for number in numbers:
+        # Other signals that Python handles stand there, too.
+        if number in ENDING:
+            raise EndedError(f"the request was ended by signal {number} before it was served")
+
+
+def _noted(_number: int, _frame: object) -> None:
+    """The pipe has it."""

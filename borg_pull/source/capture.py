@@ -6,18 +6,24 @@ import os
 import select
 import time
 
-from borg_pull.errors import SystemRefusedError
+from borg_pull.errors import EndedError, SystemRefusedError
 from borg_pull.linux import capabilities, process
-from borg_pull.linux.signals import SIG_DFL, SIGKILL, SIGPIPE, signal
+from borg_pull.linux.signals import SIG_DFL, SIGKILL, SIGPIPE, check_endings, signal
 
 
 def output_of(
-    argv: tuple[str, ...], environment: dict[str, str], *, timeout: float, limit: int
+    argv: tuple[str, ...],
+    environment: dict[str, str],
+    *,
+    timeout: float,
+    limit: int,
+    watch: int,
 ) -> bytes:
     """Up to about ``limit`` bytes of what ``argv`` writes to standard output.
 
     Its standard input is empty, its standard error ours. Raises SystemRefusedError when it cannot
-    be started, does not end within ``timeout`` seconds or fails.
+    be started, does not end within ``timeout`` seconds or fails, and EndedError, having killed it,
+    for a signal that ``watch`` notes.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
@@ -32,10 +38,13 @@ def output_of(
     deadline = time.monotonic() + timeout
     try:
         try:
-            output = _read_all(reader, deadline, limit)
+            output = _read_all(reader, deadline, limit, watch)
         finally:
             os.close(reader)
-        _wait_for_end(pid, deadline)
+        _wait_for_end(pid, deadline, watch)
+    except EndedError:
+        _kill_group(pid)
+        raise
     except TimeoutError:
         _kill_group(pid)
         raise SystemRefusedError(f"{argv[0]} did not end within {timeout:.0f} seconds") from None
@@ -48,16 +57,32 @@ def output_of(
     return output
 
 
-def _wait_for_end(pid: int, deadline: float) -> None:
-    """Wait until the process has ended, and leave it to be reaped. Raises TimeoutError.
+def _wait_for_end(pid: int, deadline: float, watch: int) -> None:
+    """Wait until the process has ended, and leave it to be reaped. Raises TimeoutError, EndedError.
 
     It may have closed its standard output long before.
     """
     descriptor = os.pidfd_open(pid)
     try:
-        _wait_until_readable(descriptor, deadline)
+        wait_for(descriptor, deadline, watch)
     finally:
         os.close(descriptor)
+
+
+def wait_for(descriptor: int, deadline: float, watch: int) -> None:
+    """Wait until ``descriptor`` is readable. Raises TimeoutError, and EndedError for a signal that
+    ``watch`` notes."""
+    poll = select.poll()  # select(2) takes no descriptor above 1023
+    poll.register(descriptor, select.POLLIN)
+    poll.register(watch, select.POLLIN)
+    while True:
+        ready = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        if watch in ready:
+            check_endings(watch)
+        if descriptor in ready:
+            return
+        if not ready:
+            raise TimeoutError
 
 
 def _kill_group(pid: int) -> None:
@@ -86,20 +111,12 @@ def _become(argv: tuple[str, ...], environment: dict[str, str], writer: int, par
         os._exit(127)
 
 
-def _read_all(reader: int, deadline: float, limit: int) -> bytes:
+def _read_all(reader: int, deadline: float, limit: int, watch: int) -> bytes:
     output = b""
     while len(output) <= limit:
-        _wait_until_readable(reader, deadline)
+        wait_for(reader, deadline, watch)
         block = os.read(reader, limit)
         if not block:
             break
         output += block
     return output
-
-
-def _wait_until_readable(descriptor: int, deadline: float) -> None:
-    """Raises TimeoutError. Not by select(2), which takes no descriptor above 1023."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise TimeoutError

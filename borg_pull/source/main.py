@@ -16,15 +16,29 @@ from borg_pull.errors import (
     BorgPullError,
     BusyError,
     ConfigurationError,
+    EndedError,
     InternalError,
+    LimitedError,
     NotAllowedError,
+    RequestError,
     SystemRefusedError,
     printable,
 )
 from borg_pull.linux import capabilities, landlock, process
-from borg_pull.linux.signals import SIG_DFL, SIGINT, signal
+from borg_pull.linux.signals import check_endings, watch_endings
 from borg_pull.record import Record
-from borg_pull.source import borg, confine, installation, peer, report, session, state, whitelist
+from borg_pull.source import (
+    borg,
+    confine,
+    installation,
+    limits,
+    lockdown,
+    peer,
+    report,
+    session,
+    state,
+    whitelist,
+)
 from borg_pull.source.judge import Refused, judge
 from borg_pull.source.request import VERBS, Request, parse
 from borg_pull.source.trail import Outcome, Trail
@@ -56,6 +70,19 @@ class Invocation(Record):
     caller: peer.Caller
 
 
+class Admitted(Record):
+    """A request that the limits have let in, and what it takes to serve it."""
+
+    invocation: Invocation
+    rules: ClientRules
+    settings: Settings
+    trust: Trust
+    trail: Trail
+    place: limits.Place
+    watch: int
+    """Where signals to this program are noted."""
+
+
 def main() -> int:
     """Serve one request; the exit code is one of ``docs/protocol.md``."""
     try:
@@ -69,54 +96,55 @@ def main() -> int:
 
 
 def _serve(arguments: list[str], environment: Mapping[bytes, bytes]) -> int:
-    _settle_process()
+    watch = _settle_process()
     invocation = _invocation(arguments, environment)
     _leave_the_callers_place()
     trust = _trust()
     rules_file = _read_whitelist(invocation, trust)
-    trail = _trail(rules_file.settings, invocation, trust)
-    nonce: str | None = None
+    settings = rules_file.settings
+    trail = _trail(settings, invocation, trust)
     try:
         rules = _rules_of(rules_file, invocation.client)
+        place = _place(rules, settings, invocation, trust, trail)
+        _check_lockdown(invocation)
+        place.take_token(rules.requests_per_hour, rules.request_burst)
+        trail.admit()
         request = parse(invocation.command)
         trail.knows(request.verb)
-        nonce = request.value("socket")
-        if request.verb == "hello":
-            return _answer_hello(invocation.client, rules, rules_file.settings, trust, trail)
-        return _run_borg(request, invocation.client, rules, rules_file.settings, trust, trail)
+        admitted = Admitted(
+            invocation=invocation,
+            rules=rules,
+            settings=settings,
+            trust=trust,
+            trail=trail,
+            place=place,
+            watch=watch,
+        )
+        return _answer_hello(admitted) if request.verb == "hello" else _run_borg(request, admitted)
     except Exception as error:
-        fault = _fault(error)
+        fault = _end(error, invocation)
         try:
             trail.fail(fault)
         finally:
-            # The client's plain name serves the run under way when another is why this one is busy.
-            if nonce is not None or not isinstance(fault, BusyError):
-                peer.remove_unless_foreign(
-                    borg.socket_path(rules_file.settings.runtime, invocation.client, nonce)
-                )
+            _remove_own_socket(invocation, settings, fault)
         raise fault from error
 
 
-def _run_borg(
-    request: Request,
-    client: str,
-    rules: ClientRules,
-    settings: Settings,
-    trust: Trust,
-    trail: Trail,
-) -> int:
+def _run_borg(request: Request, admitted: Admitted) -> int:
+    client, rules, trail = admitted.invocation.client, admitted.rules, admitted.trail
+    settings, runtime = admitted.settings, admitted.settings.runtime
     allowed = _judged(request, client, rules)
-    runtime = settings.runtime
+    _check_runtime(settings, admitted.trust)
+    state.prepare(borg.directories(runtime, client), admitted.trust)
+    own = state.own_directory(borg.client_directory(runtime, client), admitted.trust)
     locks = borg.lock_directory(runtime, client)
-    _check_runtime(settings, trust)
-    state.prepare(borg.directories(runtime, client), trust)
-    own = state.own_directory(borg.client_directory(runtime, client), trust)
     held = state.claim(locks, allowed.repository, _lock_note(allowed, trail))
     try:
+        admitted.place.tell(allowed.verb, held.report_path)
         _record_interrupted(held, trail)
         roots = confine.open_roots(allowed.grants, refuse_empty=rules.refuse_empty)
         forwarded = peer.forwarded_socket(borg.socket_path(runtime, client, allowed.nonce))
-        secret = _passphrase(rules, trust, own)
+        secret = _passphrase(admitted, own)
         command = borg.command(
             allowed, client, rules, runtime, installation.socket_wrapper(settings)
         )
@@ -125,19 +153,27 @@ def _run_borg(
         confinement = confine.planned(settings.confine.landlock)
         rules_of_kernel = confine.allowances(allowed, client, settings, own)
         fence = confine.ruleset(confinement, roots, rules_of_kernel, forwarded.evidence)
+        check_endings(admitted.watch)
         _record_start(trail, command, allowed, confinement)
-        keep_stdout = allowed.json and allowed.verb == "create"
-        run = session.start(command, confinement, fence, passphrase=secret, keep_stdout=keep_stdout)
+        run = session.start(
+            command,
+            confinement,
+            fence,
+            passphrase=secret,
+            keep_stdout=allowed.json and allowed.verb == "create",
+            watch=admitted.watch,
+        )
         from borg_pull.source.outcome import finding  # while borg starts, not before
 
         ending = run.wait()
         reported = report.take(held.report_path)
         lost = [root.path for root in roots if not root.is_in_place()]
-        found = finding(ending, reported, allowed, client, rules, lost)
+        why = _lockdown(admitted.invocation) if ending.is_by_signal() else None
+        found = finding(ending, reported, allowed, client, rules, lost, why)
         _clean_up(forwarded, found, reported)
         _record_end(trail, ending, found, reported)
     except Exception as error:
-        fault = _fault(error)
+        fault = _end(error, admitted.invocation)
         trail.fail(fault)
         raise fault from error
     finally:
@@ -147,8 +183,11 @@ def _run_borg(
     return found.exit
 
 
-def _settle_process() -> None:
-    """Nothing in force that a later step does not ask for, and streams that exist."""
+def _settle_process() -> int:
+    """Nothing in force that a later step does not ask for, and streams that exist.
+
+    Returns where signals that end this program are noted from now on.
+    """
     if os.geteuid() == 0:
         raise SystemRefusedError(
             "this program must not run as root", "give it an account of its own"
@@ -157,14 +196,15 @@ def _settle_process() -> None:
     capabilities.make_effective(None)
     process.forbid_core_dumps()
     process.close_descriptors()
-    # Until borg runs, an interrupt ends this program like any other signal: without a traceback.
-    signal(SIGINT, SIG_DFL)
-    process.forget_signals()
     process.raise_descriptor_limit(_DESCRIPTORS)
     os.umask(0o027)
     while (descriptor := os.open("/dev/null", os.O_RDWR)) < 3:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
+    watch = watch_endings()
+    # Only now, because those that the caller had blocked arrive here.
+    process.forget_signals()
+    return watch
 
 
 def _invocation(arguments: list[str], environment: Mapping[bytes, bytes]) -> Invocation:
@@ -247,6 +287,55 @@ def _rules_of(rules_file: Whitelist, client: str) -> ClientRules:
     return rules
 
 
+def _place(
+    rules: ClientRules, settings: Settings, invocation: Invocation, trust: Trust, trail: Trail
+) -> limits.Place:
+    """This request's place among those under way. Raises LimitedError when there is none."""
+    home = settings.runtime.home.rstrip("/") or "/"
+    check_own_directory(home, trust)
+    state.prepare((limits.directory(home),), trust)
+    return limits.claim(
+        home,
+        invocation.client,
+        trail.session,
+        most=settings.limits.max_sessions,
+        most_of_client=rules.max_sessions,
+    )
+
+
+def _lockdown(invocation: Invocation) -> str | None:
+    """What is told of the lockdown of this host, None when there is none."""
+    reason = lockdown.reason_of(invocation.config)
+    return None if reason is None else f"this host is {reason}"
+
+
+def _check_lockdown(invocation: Invocation) -> None:
+    # After the place is taken: whoever locks down and then looks who is there misses nobody.
+    reason = _lockdown(invocation)
+    if reason is not None:
+        raise LimitedError(reason, "try again when that is over")
+
+
+def _end(error: Exception, invocation: Invocation) -> BorgPullError:
+    """The fault that ended this request; that of a signal names the lockdown it may be due to."""
+    fault = _fault(error)
+    if isinstance(fault, EndedError):
+        fault.hint = _lockdown(invocation) or "try again later"
+    return fault
+
+
+def _remove_own_socket(invocation: Invocation, settings: Settings, fault: BorgPullError) -> None:
+    """Have the name free for the client's next request, which ssh would not make otherwise."""
+    try:
+        nonce = parse(invocation.command).value("socket")
+    except RequestError:
+        nonce = None
+    # The client's plain name serves the run under way when another is why this one is busy.
+    is_in_use = isinstance(fault, BusyError) and not isinstance(fault, LimitedError)
+    if nonce is not None or not is_in_use:
+        peer.remove_unless_foreign(borg.socket_path(settings.runtime, invocation.client, nonce))
+
+
 def _judged(request: Request, client: str, rules: ClientRules) -> Allowed:
     verdict = judge(request, client, rules, installation.current_context())
     if isinstance(verdict, Refused):
@@ -258,15 +347,16 @@ def _check_runtime(settings: Settings, trust: Trust) -> None:
     check_program(settings.runtime.borg, trust)
     check_program(installation.socket_wrapper(settings), trust)
     check_own_directory(settings.runtime.socket_dir.rstrip("/") or "/", trust)
-    check_own_directory(settings.runtime.home.rstrip("/") or "/", trust)
 
 
-def _passphrase(rules: ClientRules, trust: Trust, own: str) -> bytes | None:
+def _passphrase(admitted: Admitted, own: str) -> bytes | None:
+    rules = admitted.rules
     if not (rules.passphrase_file or rules.passcommand or rules.passphrase_stdin):
         return None
     from borg_pull.source.passphrase import obtain
 
-    return obtain(rules, trust, borg.base_environment() | borg.state_environment(own))
+    environment = borg.base_environment() | borg.state_environment(own)
+    return obtain(rules, admitted.trust, environment, admitted.watch)
 
 
 def _lock_note(allowed: Allowed, trail: Trail) -> str:
@@ -387,20 +477,27 @@ def _tell(found: Finding, ending: Ending, allowed: Allowed, trail: Trail) -> Non
         _write(2, line)
 
 
-def _answer_hello(
-    client: str, rules: ClientRules, settings: Settings, trust: Trust, trail: Trail
-) -> int:
+def _answer_hello(admitted: Admitted) -> int:
     from borg_pull.source.capture import output_of
 
-    runtime = settings.runtime
-    _check_runtime(settings, trust)
+    client, rules, trail = admitted.invocation.client, admitted.rules, admitted.trail
+    settings, runtime = admitted.settings, admitted.settings.runtime
+    _check_runtime(settings, admitted.trust)
+    admitted.place.tell("hello", None)
     command = borg.version_command(runtime)
     # Borg tells its version without the capability, and without a confinement of its own.
     alone = confine.Confinement(capability=False, no_new_privs=True, landlock=None, seccomp=False)
     confinement = confine.planned(settings.confine.landlock)
     started = time.monotonic()
+    check_endings(admitted.watch)
     trail.start(command.argv, None, None, (), alone.as_fields())
-    version = output_of(command.argv, command.environment, timeout=_VERSION_TIMEOUT, limit=1024)
+    version = output_of(
+        command.argv,
+        command.environment,
+        timeout=_VERSION_TIMEOUT,
+        limit=1024,
+        watch=admitted.watch,
+    )
     socket_dir = runtime.socket_dir.rstrip("/") or "/"
     trail.complete(
         Outcome(

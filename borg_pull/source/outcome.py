@@ -63,10 +63,16 @@ def finding(
     client: str,
     rules: ClientRules,
     lost_roots: Sequence[str],
+    lockdown: str | None,
 ) -> Finding:
-    """What the run amounts to. ``lost_roots`` are paths no longer in place at the end of it."""
+    """What the run amounts to.
+
+    ``lost_roots`` are paths no longer in place at the end of it; ``lockdown`` tells of the one in
+    force, if there is one.
+    """
     if ending.cause is not None:
-        return _failed(f"the run was ended: {ending.cause}", result="killed")
+        why = "" if lockdown is None else f"; {lockdown}"
+        return _failed(f"the run was ended: {ending.cause}{why}", result="killed")
     if ending.signal is not None:
         return _failed(f"borg was ended by signal {ending.signal}", result="killed")
     exit_code = ending.exit()

@@ -6,11 +6,10 @@ It travels in memory and through pipes only: never in argv, never in an environm
 from __future__ import annotations
 
 import os
-import select
 import time
 
 from borg_pull.errors import ConfigurationError, RequestError, SystemRefusedError
-from borg_pull.source.capture import output_of
+from borg_pull.source.capture import output_of, wait_for
 from borg_pull.source.request import split
 from borg_pull.trust import check_program, read_file
 
@@ -24,11 +23,14 @@ STDIN_TIMEOUT = 30.0  # seconds
 COMMAND_TIMEOUT = 60.0  # seconds
 
 
-def obtain(rules: ClientRules, trust: Trust, environment: dict[str, str]) -> bytes | None:
+def obtain(
+    rules: ClientRules, trust: Trust, environment: dict[str, str], watch: int
+) -> bytes | None:
     """The passphrase without its line end, None when the rules name no source for one.
 
     ``environment`` is for the command. Raises ConfigurationError for a file or command that does
-    not yield one, RequestError when standard input does not.
+    not yield one, RequestError when standard input does not, and EndedError for a signal that
+    ``watch`` notes meanwhile.
     """
     if rules.passphrase_file is not None:
         content = read_file(
@@ -36,9 +38,9 @@ def obtain(rules: ClientRules, trust: Trust, environment: dict[str, str]) -> byt
         )
         return _first_line(content, f"passphrase_file {rules.passphrase_file}")
     if rules.passcommand is not None:
-        return _first_line(_output_of(rules.passcommand, trust, environment), "passcommand")
+        return _first_line(_output_of(rules.passcommand, trust, environment, watch), "passcommand")
     if rules.passphrase_stdin:
-        return _line_of_standard_input()
+        return _line_of_standard_input(watch)
     return None
 
 
@@ -60,15 +62,17 @@ def _is_text(passphrase: bytes) -> bool:
     return True
 
 
-def _line_of_standard_input() -> bytes:
+def _line_of_standard_input(watch: int) -> bytes:
     """Read up to the first line end and no further, byte by byte: the rest is not ours."""
     line = b""
     deadline = time.monotonic() + STDIN_TIMEOUT
     hint = "send it as the first line of standard input"
     while len(line) <= MAX_PASSPHRASE:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0 or not select.select([0], [], [], remaining)[0]:
-            raise RequestError(f"no passphrase arrived within {STDIN_TIMEOUT:.0f} seconds", hint)
+        try:
+            wait_for(0, deadline, watch)
+        except TimeoutError:
+            message = f"no passphrase arrived within {STDIN_TIMEOUT:.0f} seconds"
+            raise RequestError(message, hint) from None
         try:
             byte = os.read(0, 1)
         except OSError as error:
@@ -83,7 +87,7 @@ def _line_of_standard_input() -> bytes:
     raise RequestError(f"the passphrase is longer than {MAX_PASSPHRASE} bytes", hint)
 
 
-def _output_of(command: str, trust: Trust, environment: dict[str, str]) -> bytes:
+def _output_of(command: str, trust: Trust, environment: dict[str, str], watch: int) -> bytes:
     try:
         argv = split(command)
     except RequestError as error:
@@ -92,6 +96,8 @@ def _output_of(command: str, trust: Trust, environment: dict[str, str]) -> bytes
         raise ConfigurationError("passcommand does not begin with an absolute path")
     check_program(argv[0], trust)
     try:
-        return output_of(tuple(argv), environment, timeout=COMMAND_TIMEOUT, limit=MAX_PASSPHRASE)
+        return output_of(
+            tuple(argv), environment, timeout=COMMAND_TIMEOUT, limit=MAX_PASSPHRASE, watch=watch
+        )
     except SystemRefusedError as error:
         raise ConfigurationError(f"passcommand: {error.message}") from error

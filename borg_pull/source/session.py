@@ -9,15 +9,13 @@ import time
 from borg_pull.errors import BORG_ERROR, SystemRefusedError
 from borg_pull.linux import capabilities, process
 from borg_pull.linux.signals import (
+    ENDING,
     SIG_DFL,
-    SIGHUP,
     SIGINT,
     SIGKILL,
     SIGPIPE,
-    SIGQUIT,
     SIGTERM,
     SIGXFSZ,
-    set_wakeup_fd,
     signal,
 )
 from borg_pull.record import Record
@@ -37,14 +35,6 @@ _DRAIN = 5.0  # seconds to hand the last output to a slow peer
 _STDERR_KEPT = 16 * 1024
 _STDOUT_KEPT = 1024 * 1024
 
-# Signals that end a run, and what borg is sent: at SIGINT it writes a checkpoint first.
-_ENDING_SIGNALS: dict[int, int] = {
-    SIGINT: SIGINT,
-    SIGTERM: SIGTERM,
-    SIGHUP: SIGTERM,
-    SIGQUIT: SIGTERM,
-}
-
 
 class Ending(Record):
     """How a run ended."""
@@ -61,6 +51,10 @@ class Ending(Record):
     """What borg wrote there, if that was asked for and not too long."""
     stderr_tail: bytes
 
+    def is_by_signal(self) -> bool:
+        """Whether it was a signal to us that ended the run."""
+        return self.cause is not None and self.cause.startswith("signal")
+
     def exit(self) -> int:
         """0, 1 or 2."""
         if self.borg_code is None or self.cause is not None:
@@ -71,10 +65,10 @@ class Ending(Record):
 class Run:
     """A borg process that has been started."""
 
-    def __init__(self, pid: int, relays: list[Relay], wakeup: int, started: float) -> None:
+    def __init__(self, pid: int, relays: list[Relay], watch: int, started: float) -> None:
         self._pid = pid
         self._relays = relays
-        self._wakeup = wakeup
+        self._watch = watch
         self._started = started
         self._cause: str | None = None
         self._ask_at: float | None = None
@@ -99,7 +93,7 @@ class Run:
 
     def _poll(self, process_descriptor: int | None) -> dict[int, int]:
         poll = select.poll()
-        poll.register(self._wakeup, select.POLLIN)
+        poll.register(self._watch, select.POLLIN)
         if process_descriptor is not None:
             poll.register(process_descriptor, select.POLLIN)
         # Standard output and error are watched even when nothing is to be written: an error or
@@ -117,11 +111,12 @@ class Run:
         return dict(poll.poll(timeout))
 
     def _pass_signals_on(self, ready: dict[int, int]) -> None:
-        if not ready.get(self._wakeup):
+        if not ready.get(self._watch):
             return
-        for number in os.read(self._wakeup, 64):
-            if number in _ENDING_SIGNALS:
-                self._end(f"signal {number}", _ENDING_SIGNALS[number])
+        for number in os.read(self._watch, 64):
+            if number in ENDING:
+                # At SIGINT borg writes a checkpoint first.
+                self._end(f"signal {number}", SIGINT if number == SIGINT else SIGTERM)
 
     def _pass_output_on(self, ready: dict[int, int]) -> None:
         for relay in self._relays:
@@ -190,15 +185,15 @@ def start(
     *,
     passphrase: bytes | None,
     keep_stdout: bool,
+    watch: int,
 ) -> Run:
     """Fork and become borg in the child; the parent gives its own capability up.
 
-    ``keep_stdout`` has standard output pass through us. Raises SystemRefusedError when the
-    system refuses any step, the exec included: then nothing ran.
+    ``keep_stdout`` has standard output pass through us; ``watch`` is where signals are noted.
+    Raises SystemRefusedError when the system refuses any step, the exec included: then nothing ran.
     """
     started = time.monotonic()
     environment = dict(command.environment)
-    wakeup = _watch_signals()
     try:
         pipes = [(os.pipe2(os.O_CLOEXEC), target) for target in ([1, 2] if keep_stdout else [2])]
         fault_reader, fault_writer = os.pipe2(os.O_CLOEXEC)
@@ -235,7 +230,7 @@ def start(
         raise SystemRefusedError(f"borg was not started: {fault.decode('utf-8', 'replace')}")
     kept = {1: _STDOUT_KEPT, 2: _STDERR_KEPT}
     relays = [Relay(reader, target, kept[target]) for (reader, _), target in pipes]
-    return Run(pid, relays, wakeup, started)
+    return Run(pid, relays, watch, started)
 
 
 def _become(
@@ -259,7 +254,7 @@ def _become(
             os.set_inheritable(secret, True)
         kept = (fault_writer, secret, None if rules is None else rules.descriptor)
         process.close_descriptors([number for number in kept if number is not None])
-        for number in (*_ENDING_SIGNALS, SIGPIPE, SIGXFSZ):
+        for number in (*ENDING, SIGPIPE, SIGXFSZ):
             signal(number, SIG_DFL)
         confine.enter(confinement, rules, parent)
         os.execve(argv[0], [os.fsencode(word) for word in argv], environment)
@@ -277,16 +272,3 @@ def _pipe_with(content: bytes) -> int:
     os.write(writer, content + b"\n")
     os.close(writer)
     return reader
-
-
-def _watch_signals() -> int:
-    """Have the signals that end a run written to a pipe; returns its reading end."""
-    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    set_wakeup_fd(writer)
-    for number in _ENDING_SIGNALS:
-        signal(number, _noted)
-    return reader
-
-
-def _noted(_number: int, _frame: object) -> None:
-    """The wake-up pipe has it."""

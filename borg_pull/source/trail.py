@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from borg_pull.audit import Common
-from borg_pull.errors import AuditError
+from borg_pull.errors import AuditError, EndedError
 from borg_pull.record import Record
 
 TYPE_CHECKING = False
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from borg_pull.errors import BorgPullError
 
 _MAX_REQUEST_RECORDED = 8 * 1024  # characters
+_MAX_UNLIMITED_RECORDED = 256  # characters; a flood is to fill the disk slowly
 
 
 class Outcome(Record):
@@ -42,6 +43,7 @@ class Trail:
         self._log = log
         self._common = common
         self._command = command
+        self._recorded = _MAX_UNLIMITED_RECORDED
         self._verb: str | None = None
         self.is_started = False
         self._has_ended = False
@@ -50,6 +52,11 @@ class Trail:
     def session(self) -> str:
         """The session's id, which all its records carry."""
         return self._common.session
+
+    def admit(self) -> None:
+        """Note that the request has passed the limits, which bound how many such there can be:
+        until then a record holds only the beginning of a request."""
+        self._recorded = _MAX_REQUEST_RECORDED
 
     def knows(self, verb: str) -> None:
         """Note the verb, once the request has been parsed."""
@@ -65,8 +72,8 @@ class Trail:
                 "reason": error.message,
                 "exit": error.exit_code,
                 "verb": self._verb,
-                "request": request[:_MAX_REQUEST_RECORDED],
-                "request_truncated": len(request) > _MAX_REQUEST_RECORDED,
+                "request": request[: self._recorded],
+                "request_truncated": len(request) > self._recorded,
             },
         )
         error.is_recorded = True
@@ -113,7 +120,8 @@ class Trail:
             # The run's end is what could not be recorded; its next run does that.
             return
         if self.is_started:
-            self.complete(_nothing_known("not_run", error.exit_code, error.line()))
+            result = "killed" if isinstance(error, EndedError) else "not_run"
+            self.complete(_nothing_known(result, error.exit_code, error.line()))
             error.is_recorded = True
         else:
             self.refused(error)
