@@ -11,6 +11,7 @@ import os
 import pwd
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -568,6 +569,15 @@ def test_the_oldest_files_may_be_gone(rotated: Path) -> None:
     result = verdict(rotated, rotated=True)
     assert found(result) == [("start", "audit.jsonl.1", 1)]
     assert (result.intact(), result.first_seq) == (True, 5)
+
+
+def test_sockets_among_the_rotated_files_are_none_of_them(rotated: Path) -> None:
+    """sshd binds one of any name for any key that may forward; no rotation makes one."""
+    for name in (".2", ".1.gz", ".3", ".7.gz"):
+        with socket.socket(socket.AF_UNIX) as planted, contextlib.chdir(rotated.parent):
+            planted.bind(rotated.name + name)
+    result = verdict(rotated, rotated=True)
+    assert (result.findings, result.records) == ([], 12)
 
 
 def test_altering_the_last_record_of_a_compressed_file_is_found(rotated: Path) -> None:

@@ -152,7 +152,9 @@ def rotated_set(path: str) -> list[str]:
     pattern = re.compile(re.escape(name) + r"\.([0-9]{1,6})(\.gz)?")
     found: dict[int, str] = {}
     try:
-        names = sorted(os.listdir(directory or "."))
+        with os.scandir(directory or ".") as entries:
+            # A socket was planted: any key that may forward has sshd bind one of any name.
+            names = sorted(entry.name for entry in entries if not _is_socket(entry))
     except OSError as error:
         raise _unreadable(directory or ".", error) from error
     for entry in names:
@@ -163,6 +165,13 @@ def rotated_set(path: str) -> list[str]:
     past = [found[number] for number in sorted(found, reverse=True)]
     # Between two steps of a rotation there may be no current file.
     return [*past, path] if os.path.lexists(path) or not past else past
+
+
+def _is_socket(entry: os.DirEntry[str]) -> bool:
+    try:
+        return stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 # The chain
