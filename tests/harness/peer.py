@@ -20,7 +20,7 @@ from . import processes
 from .sink import Sink
 from .source import Source
 from .sshd import SshServer, make_key
-from .wait import until
+from .wait import POLL_SECONDS, until
 from .workplace import Workplace
 
 PULL_SECONDS = 90.0
@@ -128,8 +128,8 @@ class Listener:
     """A private socket that serves one connection with ``borg serve`` on one repository.
 
     With ``hold_after`` the bytes travelling to the repository stop at that many, as on a link
-    gone dead, until ``release``; ``held`` waits for that point. Connections after the first are
-    counted and closed.
+    gone dead, until ``release``; ``held`` waits for that point, and ``let_through`` moves it, for a
+    slow link. Connections after the first are counted and closed.
     """
 
     def __init__(
@@ -206,7 +206,8 @@ class Listener:
                 room = self._hold_after - self.to_repository
                 if room <= 0 and not self._released.is_set():
                     self._holding.set()
-                    self._released.wait()
+                    self._released.wait(POLL_SECONDS)
+                    continue
                 limit = BLOCK if self._released.is_set() else min(BLOCK, room)
                 block = peer.recv(limit)
                 if not block:
@@ -227,6 +228,11 @@ class Listener:
     def held(self, seconds: float = 60) -> None:
         """Wait until the stream stands still at ``hold_after`` bytes."""
         until(self._holding.is_set, seconds=seconds, what="the stream to reach its hold point")
+
+    def let_through(self, count: int) -> None:
+        """Let so many more bytes of a held stream pass."""
+        assert self._hold_after is not None
+        self._hold_after += count
 
     def release(self) -> None:
         """Let a held stream flow on."""
@@ -327,6 +333,10 @@ class Pull:
                 f"the request still ran after {seconds:g} s\n{running}\n{stdout!r}\n{stderr!r}"
             ) from None
         return Result(self.ssh.returncode, stdout, stderr, time.monotonic() - self._started)
+
+    def has_ended(self) -> bool:
+        """Whether the peer's ssh has."""
+        return self.ssh.poll() is not None
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal the peer's ssh."""

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,21 @@ class Source:
         if not directory.exists():
             directory.mkdir(mode=0o700)
             self.give(directory)
+
+    def admin(self, *arguments: str) -> subprocess.Popen[str]:
+        """The admin's program on this source's whitelist, run as root if the tests are.
+
+        The first of ``arguments`` is the command, which the whitelist follows.
+        """
+        command, *rest = arguments
+        return subprocess.Popen(
+            [self.programs.admin, command, self.configuration, *rest],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        )
 
     def audit(self, **wanted: object) -> list[dict[str, Any]]:
         """All audit records, oldest first, or those whose fields equal ``wanted``."""
