@@ -3,8 +3,9 @@
 A fenced block marked ``console`` or ``sh`` holds commands. In a ``console`` block a line that
 begins with a prompt (``source#``, ``backup$``, ``backup#``) is a command, up to the end of its
 here-document; what follows is its output, ``...`` standing for any text, or alone on its line for
-any lines. Every command of the quickstart is run, in order, both hosts on this machine. Every
-other one, and those of the quickstart that cannot be, stand in ``EXCEPTIONS`` with a reason.
+any lines. Every command of the quickstart, then of the operations chapter, is run, in order, both
+hosts on this machine. Every other one, and those that cannot be, stand in ``EXCEPTIONS`` with a
+reason.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from tests.harness.workplace import Account, Workplace
 
 DOCUMENTS = sorted((PROJECT / "docs").rglob("*.md")) + [PROJECT / "README.md"]
 QUICKSTART = PROJECT / "docs/quickstart.md"
+OPERATIONS = PROJECT / "docs/operations.md"
 BLOCK = re.compile(r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 PROMPT = re.compile(r"(?P<prompt>source#|backup\$|backup#) (?P<command>.*)")
 HERE_DOCUMENT = re.compile(r"<<'(\w+)'")
@@ -125,7 +127,8 @@ EVERY_COMMAND = [command for document in DOCUMENTS for command in commands(docum
 
 
 def test_every_command_is_run_or_says_why_not() -> None:
-    outside = [command for command in EVERY_COMMAND if command.document != QUICKSTART.name]
+    followed = (QUICKSTART.name, OPERATIONS.name)
+    outside = [command for command in EVERY_COMMAND if command.document not in followed]
     assert [command.shown for command in outside if command.exception is None] == []
 
 
@@ -425,6 +428,7 @@ def test_quickstart(hosts: TwoHosts) -> None:
         os.chown(path, 0, 0)
     assert differences(www, restored) == []
     until(lambda: not hosts.processes(), seconds=20, what="the end of all that was started")
+    follow(hosts, commands(OPERATIONS))
     follow(hosts, [command for command in steps if command.section == UNINSTALL])
     assert_nothing_is_left(hosts)
 
