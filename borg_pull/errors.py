@@ -6,6 +6,8 @@ The table of exit codes in ``docs/protocol.md`` is generated from this module, a
 
 from __future__ import annotations
 
+from borg_pull.credentials import masked
+
 # Exit codes of a borg that ran.
 BORG_SUCCESS = 0
 BORG_WARNING = 1
@@ -13,7 +15,10 @@ BORG_ERROR = 2
 
 
 class BorgPullError(Exception):
-    """Base of all errors: ``message`` is one line for people, ``hint`` says what to do."""
+    """Base of all errors: ``message`` is one line for people, ``hint`` says what to do.
+
+    Both are masked here, because errors end in logs, on terminals and in the audit log alike.
+    """
 
     exit_code: int
     meaning: str
@@ -21,9 +26,9 @@ class BorgPullError(Exception):
     """Whether the audit log has it."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = masked(message)
+        self.hint = None if hint is None else masked(hint)
+        super().__init__(self.message)
 
     def line(self) -> str:
         """One printable line: the message, then the hint."""

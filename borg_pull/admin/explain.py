@@ -15,6 +15,7 @@ from typing import Literal, TypedDict
 import click
 
 from borg_pull.admin import host
+from borg_pull.credentials import masked_request
 from borg_pull.errors import (
     BorgPullError,
     ConfigurationError,
@@ -154,7 +155,7 @@ def explanation(config: str, client: str, request: str) -> Report:
         version=1,
         config=config,
         client=client,
-        request=request,
+        request=masked_request(request),
         verdict="refused",
         exit=0,
         reason=None,
@@ -301,7 +302,7 @@ def _passphrase_source(rules: ClientRules) -> str | None:
     if rules.passphrase_file is not None:
         return f"first line of {rules.passphrase_file}"
     if rules.passcommand is not None:
-        return f"first line that {rules.passcommand} prints"
+        return f"first line that {masked_request(rules.passcommand)} prints"
     return "first line of standard input" if rules.passphrase_stdin else None
 
 

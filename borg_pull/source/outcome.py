@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from _json import encode_basestring_ascii
 
+from borg_pull.credentials import masked
 from borg_pull.errors import BORG_ERROR, BORG_SUCCESS, BORG_WARNING, SocketError
 from borg_pull.record import Record
 
@@ -166,5 +167,5 @@ def _last_words(tail: bytes) -> str | None:
     for line in reversed(said):
         text = line.removeprefix("Remote: ").removeprefix("Borg server: ")
         if text.strip() and not text.startswith((" ", "\t", *_AROUND_AN_EXCEPTION)):
-            return text[:500]
-    return said[-1][:500] if said else None
+            return masked(text)[:500]
+    return masked(said[-1])[:500] if said else None

@@ -6,6 +6,7 @@ comes from the table below, and what the table does not name is refused.
 
 from __future__ import annotations
 
+from borg_pull.credentials import has_url_credentials
 from borg_pull.errors import RequestError
 from borg_pull.record import Record
 from borg_pull.values import (
@@ -205,7 +206,7 @@ def _resolve_options(
         if not option.repeats and any(name == option.name for name, _ in resolved):
             raise RequestError(f"option --{option.name} is given twice")
         if option.check is not None and value is not None:
-            fault = option.check(value)
+            fault = option.check(value) or _credentials_fault(value)
             if fault is not None:
                 raise RequestError(f"option --{option.name}: {quoted(value)} {fault}")
         resolved.append((option.name, value))
@@ -273,6 +274,12 @@ ENCRYPTION_MODES = (
 
 def _encryption_fault(mode: str) -> str | None:
     return None if mode in ENCRYPTION_MODES else f"is not one of {', '.join(ENCRYPTION_MODES)}"
+
+
+def _credentials_fault(value: str) -> str | None:
+    if has_url_credentials(value):
+        return "has a URL with credentials, which all of this host could read in borg's arguments"
+    return None
 
 
 def _comment_fault(comment: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from borg_pull.audit import Common
+from borg_pull.credentials import masked_request
 from borg_pull.errors import AuditError, EndedError
 from borg_pull.record import Record
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _MAX_REQUEST_RECORDED = 8 * 1024  # characters
 _MAX_UNLIMITED_RECORDED = 256  # characters; a flood is to fill the disk slowly
+# Characters behind those, by which a password that the cut falls into is known for one.
+_BEHIND_THE_CUT = 4 * 1024
 
 
 class Outcome(Record):
@@ -65,6 +68,7 @@ class Trail:
     def refused(self, error: BorgPullError) -> None:
         """Record that nothing was run. Raises AuditError."""
         request = os.fsdecode(self._command or b"")
+        masked = masked_request(request[: self._recorded + _BEHIND_THE_CUT])
         self._log.append(
             "refused",
             self._common,
@@ -72,7 +76,7 @@ class Trail:
                 "reason": error.message,
                 "exit": error.exit_code,
                 "verb": self._verb,
-                "request": request[: self._recorded],
+                "request": masked[: self._recorded],
                 "request_truncated": len(request) > self._recorded,
             },
         )
