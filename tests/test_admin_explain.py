@@ -387,3 +387,19 @@ def test_what_is_refused_is_refused_in_the_same_words(source: Source, request_: 
     served = source.serve(request_)
     assert served.exit == told["exit"]
     assert told["reason"] in served.stderr
+
+
+def test_credentials_are_masked(config: Path) -> None:
+    """Of the request, and of what the configuration names."""
+    text = config.read_text().replace(
+        "passphrase_stdin = true",
+        'passcommand = "/usr/bin/curl --token hunter2 https://u:hunter2@vault/x"',
+    )
+    write(config, text)
+    report = explain(config, "-x create /srv/repo a /")
+    assert report["run"]["passphrase_source"] == (
+        "first line that /usr/bin/curl --token *** https://***@vault/x prints"
+    )
+    report = explain(config, "create ssh://u:hunter2@host/r a /")
+    assert report["request"] == "create ssh://***@host/r a /"
+    assert "hunter2" not in json.dumps(report)
