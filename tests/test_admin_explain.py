@@ -91,6 +91,7 @@ def test_an_allowed_request(config: Path) -> None:
     assert made["socket"] == f"{directory}/run/luna.sock"
     assert made["state_directory"].startswith(f"{directory}/home/clients/luna/(")
     assert made["passphrase_source"] == "first line of standard input"
+    assert made["limits"] == {"max_sessions": 8, "requests_per_hour": 600, "request_burst": 60}
     assert made["confinement"]["capability"] is False
     assert made["confinement"]["no_new_privs"] is True
     assert made["environment"]["BORG_RSH"] == f"{directory}/wrap"

@@ -88,6 +88,8 @@ class Run(TypedDict):
     lock: str | None
     passphrase_source: str | None
     """Where it would come from; None where the rules name nothing."""
+    limits: dict[str, int]
+    """The client's own, by key of the configuration; whether they are reached is not looked at."""
 
 
 class Report(TypedDict):
@@ -115,7 +117,8 @@ _SCHEMA = """\
 --json: an object of type "explain", version 1, config, client, request, verdict ("allowed" or
 "refused"), exit, reason, hint, rules (each rule, origin, file, line), lockdown (null, or why nobody
 is served now) and run: null, or verb, repository, archive, paths (each path, rule, obstacle), argv,
-environment, environment_at_run_time, confinement, socket, state_directory, lock, passphrase_source.
+environment, environment_at_run_time, confinement, file_access, socket, state_directory, lock,
+passphrase_source, limits.
 """
 
 
@@ -191,7 +194,7 @@ def _explain(report: Report, command: bytes) -> None:
     request = parse(command)
     if request.verb == "hello":
         report["rules"] = [_built_in("hello")]
-        report["run"] = _hello(client, whitelist.settings, program)
+        report["run"] = _hello(client, rules, whitelist.settings, program)
     else:
         verdict = judge(request, client, rules, current_context())
         report["rules"] = [places.rule(name) for name in verdict.rule.split(", ")]
@@ -228,7 +231,7 @@ def _built_in(name: str) -> Rule:
     return Rule(rule=name, origin="built-in", file=None, line=None)
 
 
-def _hello(client: str, settings: Settings, program: str) -> Run:
+def _hello(client: str, rules: ClientRules, settings: Settings, program: str) -> Run:
     command = borg.version_command(settings.runtime)
     return Run(
         verb="hello",
@@ -244,6 +247,7 @@ def _hello(client: str, settings: Settings, program: str) -> Run:
         state_directory=_state(settings, client),
         lock=None,
         passphrase_source=None,
+        limits=_limits(rules),
     )
 
 
@@ -288,7 +292,16 @@ def _run(
         state_directory=state,
         lock=lock,
         passphrase_source=source,
+        limits=_limits(rules),
     )
+
+
+def _limits(rules: ClientRules) -> dict[str, int]:
+    return {
+        "max_sessions": rules.max_sessions,
+        "requests_per_hour": rules.requests_per_hour,
+        "request_burst": rules.request_burst,
+    }
 
 
 def _obstacle(path: str, rules: ClientRules) -> str | None:
@@ -372,6 +385,8 @@ def _run_lines(run: Run) -> Iterator[tuple[str, str]]:
     yield "state", run["state_directory"]
     yield "lock", run["lock"] or "none"
     yield "passphrase", run["passphrase_source"] or "none"
+    limits = ", ".join(f"{name.replace('_', ' ')}: {most}" for name, most in run["limits"].items())
+    yield "limits", limits
 
 
 def _confinement_words(confinement: dict[str, bool | int | None]) -> Iterator[str]:

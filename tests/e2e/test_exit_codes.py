@@ -7,6 +7,7 @@ of creating and of paths as well.
 from __future__ import annotations
 
 import os
+import re
 import socket
 
 import pytest
@@ -205,7 +206,15 @@ def test_75_while_another_run_is_under_way(site: Site) -> None:
             remote_socket=site.source.socket_dir / "other.sock",
         )
         assert second.exit == 75
-        assert "another run for this repository is under way (create since" in second.errors
+        (start,) = site.source.audit(event="start")
+        told = re.fullmatch(
+            r"borg-pull-source: another run for this repository is under way \(create since "
+            r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)Z, pid \d+, session (.+)\); try again later\n",
+            second.errors,
+        )
+        assert told is not None, second.errors
+        assert told[1] <= start["time"]
+        assert told[2] == start["session"]
         listener.release()
         first = pull.wait()
     assert (first.exit, first.complaints) == (0, "")
