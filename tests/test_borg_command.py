@@ -6,8 +6,6 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
-from pathlib import PurePosixPath
-from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -17,33 +15,23 @@ from borg_pull.errors import RequestError
 from borg_pull.source import borg
 from borg_pull.source.judge import Allowed, Context, Refused, expand, judge
 from borg_pull.source.request import ENCRYPTION_MODES, VERBS, parse
-from borg_pull.source.whitelist import ClientRules, Runtime, SourceFile, load
+from borg_pull.source.whitelist import ClientRules, Runtime
 from borg_pull.values import archive_fault
-from tests.properties import restatement, strategies
+from tests.properties import restatement, strategies, words
 from tests.properties.borg_parsers import VERSIONS, BorgParser, BorgParserError
+from tests.properties.checks import rules_of
+from tests.properties.seen_by_borg import HOURS, check, compression
 
 EPOCH = 1_795_222_312.0
 TIME_ZONE = "Asia/Kathmandu"
 RUNTIME = Runtime(socket_wrapper=None, socket_dir="/s", home="/h", borg="/usr/bin/borg")
-WIDE = strategies.toml_table(
-    "[client.luna]",
-    {
-        "trees": ["/"],
-        "allow": ["create", "init", "list", "info", "check", "prune"],
-        "encryption": list(ENCRYPTION_MODES),
-        "flags": sorted(restatement.DEFAULT_FLAGS | {"exclude"}),
-        "excludes": ["*.forced", "pf:/forced/too"],
-    },
-)
-# The name of each option in borg's own namespace, where it is not the option's.
-NAMES = {
-    "repository-only": "repo_only", "keep-within": "within", "keep-last": "secondly",
-    "keep-minutely": "minutely", "keep-hourly": "hourly", "keep-daily": "daily",
-    "keep-weekly": "weekly", "keep-monthly": "monthly", "keep-yearly": "yearly",
-    "list": "output_list",
-}  # fmt: skip
-NUMBERS = {"first", "last", "max-duration", *restatement.KEEP}
-HOURS = {"H": 1, "d": 24, "w": 24 * 7, "m": 24 * 31, "y": 24 * 365}
+WIDE = {
+    "trees": ["/"],
+    "allow": ["create", "init", "list", "info", "check", "prune"],
+    "encryption": list(ENCRYPTION_MODES),
+    "flags": sorted(restatement.DEFAULT_FLAGS | {"exclude"}),
+    "excludes": ["*.forced", "pf:/forced/too"],
+}
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -61,9 +49,8 @@ def parser(request: pytest.FixtureRequest) -> Iterator[BorgParser]:
     time.tzset()
 
 
-def rules(text: str = WIDE) -> ClientRules:
-    settings_text = '[runtime]\nsocket_dir = "/s"\nhome = "/h"\n'
-    return load(SourceFile(name="w", content=(settings_text + text).encode()), {}).clients["luna"]
+def rules() -> ClientRules:
+    return rules_of("luna", WIDE)
 
 
 def context() -> Context:
@@ -89,60 +76,6 @@ def argv_of(command: bytes) -> tuple[str, ...]:
     return borg.command(allowed, "luna", rules(), RUNTIME, "/usr/bin/wrap").argv[1:]
 
 
-def compression(spec: str) -> list[Any]:
-    """A specification as the parsers' loop tells it: name and level, then the inner one."""
-    name, *rest = spec.split(",")
-    if name == "obfuscate":
-        return [name, int(rest[0]), *compression(",".join(rest[1:]))]
-    if name == "auto":
-        return [name, None, *compression(",".join(rest))]
-    levels = {"zstd": 3, "zlib": 6, "lzma": 6}
-    return [name, int(rest[0]) if rest else levels.get(name)]
-
-
-def value(name: str, text: str | None) -> object:
-    """The value borg's namespace should hold for an option as it was asked for."""
-    if text is None:
-        return True
-    if name in NUMBERS:
-        return int(text)
-    if name == "keep-within":
-        return int(text[:-1]) * HOURS[text[-1]]
-    return compression(text) if name == "compression" else text
-
-
-def pattern(text: str) -> list[object]:
-    style, colon, rest = text.partition(":")
-    known = colon and style in ("fm", "sh", "pp", "pf")
-    return [[style, rest] if known else ["fm", text], "IECommand.ExcludeNoRecurse"]
-
-
-def expected_values(asked: restatement.Asked, allowed: Allowed) -> dict[str, object]:
-    """All that borg's namespace should hold beyond the bare verb."""
-    values = {
-        NAMES.get(name, name.replace("-", "_")): value(name, text)
-        for name, text in asked.options
-        if name not in ("socket", "exclude")
-    }
-    if asked.verb == "create":
-        patterns = [*map(str, asked.values("exclude")), "*.forced", "pf:/forced/too"]
-        values["patterns"] = [pattern(text) for text in patterns]
-        if values.get("compression") == ["lz4", None]:
-            del values["compression"]
-    if asked.verb in ("list", "info"):
-        values["json"] = True
-    values["paths"] = asked.operands[2:]
-    values["location"] = {
-        "proto": "ssh",
-        "user": None,
-        "host": "luna",
-        "port": None,
-        "path": str(PurePosixPath(asked.operands[0])),
-        "archive": allowed.archive,
-    }
-    return values
-
-
 def test_borg_sees_what_was_judged_and_nothing_else(parser: BorgParser) -> None:
     seen: set[str] = set()
 
@@ -158,13 +91,7 @@ def test_borg_sees_what_was_judged_and_nothing_else(parser: BorgParser) -> None:
         if not isinstance(allowed, Allowed):
             return
         asked = restatement.asked(command)
-        found = parser.parsed(argv_of(command))
-        assert found["verb"] == f"do_{asked.verb}"
-        values = found["values"]
-        if asked.verb in ("init", "list", "info", "check", "prune"):
-            assert not values.get("paths")
-            values["paths"] = []
-        assert values == expected_values(asked, allowed)
+        check(parser, asked, "luna", WIDE, allowed.archive, argv_of(command))
         seen.add(asked.verb)
 
     sees()
@@ -173,7 +100,7 @@ def test_borg_sees_what_was_judged_and_nothing_else(parser: BorgParser) -> None:
 
 SOUND_VALUES = {
     "compression": "zstd,3", "comment": "x", "exclude": "*.o", "encryption": "repokey",
-    "glob-archives": "web-*", "keep-within": "2d", "socket": strategies.NONCE,
+    "glob-archives": "web-*", "keep-within": "2d", "socket": words.NONCE,
 }  # fmt: skip
 
 

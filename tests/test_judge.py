@@ -10,7 +10,7 @@ import pytest
 from borg_pull.source.judge import Allowed, Context, Grant, Refused, expand, judge
 from borg_pull.source.request import parse
 from borg_pull.source.whitelist import ClientRules, SourceFile, load
-from tests.properties.strategies import toml_table
+from tests.properties.toml_text import toml_table
 
 MOMENT = time.struct_time((2026, 11, 21, 9, 5, 8, 5, 325, 0))
 UTC_MOMENT = time.struct_time((2026, 11, 21, 0, 17, 8, 5, 325, 0))

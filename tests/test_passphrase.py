@@ -27,7 +27,7 @@ from borg_pull.source.passphrase import MAX_PASSPHRASE, obtain
 from borg_pull.source.whitelist import ClientRules, SourceFile, load
 from borg_pull.trust import Trust
 from tests.harness.wait import until
-from tests.properties.strategies import toml_table
+from tests.properties.toml_text import toml_table
 
 TRUST = Trust(enforced=False, uid=os.getuid())
 WATCH, _WRITER = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # of signals, of which there are none

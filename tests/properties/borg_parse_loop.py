@@ -1,10 +1,12 @@
 """Run by a borg's own interpreter: reads argv as JSON lines, answers what that borg makes of them.
 
 A line is ``{"argv": [...]}`` for borg's argument parser, ``{"replace": TEXT, "at": EPOCH}`` for its
-placeholders or ``{"exit_codes": true}``. The answer to an argv is ``{"verb", "values"}`` with all
-that differs from the bare verb; instead of an answer there may be an ``error``.
+placeholders, ``{"exit_codes": true}`` or ``{"options": true}``. The answer to an argv is
+``{"verb", "values"}`` with all that differs from the bare verb. In place of an answer there may be
+an ``error``.
 """
 
+import argparse
 import contextlib
 import datetime
 import functools
@@ -59,6 +61,8 @@ def answer(question: dict[str, Any]) -> Any:
     """The answer to one line."""
     if "exit_codes" in question:
         return exit_codes()
+    if "options" in question:
+        return options()
     if "replace" in question:
         moment = question["at"]
 
@@ -89,6 +93,12 @@ def exit_codes() -> dict[str, list[int]]:
             warning = issubclass(kind, getattr(borg.helpers, "BorgWarning", ()))
             found["warnings" if warning else "errors"].append(code)
     return found
+
+
+def options() -> dict[str, list[str]]:
+    """Every spelling of every option of each verb."""
+    (verbs,) = (a for a in PARSER._actions if isinstance(a, argparse._SubParsersAction))
+    return {verb: sorted(one._option_string_actions) for verb, one in verbs.choices.items()}
 
 
 @functools.cache

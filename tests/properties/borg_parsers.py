@@ -53,6 +53,12 @@ class BorgParser:
         assert isinstance(answer, dict)
         return answer
 
+    def options(self) -> dict[str, list[str]]:
+        """Every spelling of every option of each verb."""
+        answer = self._ask({"options": True})
+        assert isinstance(answer, dict)
+        return answer
+
     def _ask(self, question: dict[str, Any]) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None

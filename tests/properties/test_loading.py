@@ -8,74 +8,13 @@ import tomli
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from borg_pull.source.whitelist import (
-    CLIENT_KEYS,
-    SourceFile,
-    Whitelist,
-    WhitelistError,
-    client_name_fault,
-    load,
-    load_settings,
-)
+from borg_pull.source.whitelist import client_name_fault
 
-from . import restatement, strategies
+from . import strategies
+from .checks import check_rules, loaded
+from .toml_text import toml_table
 
 RUNTIME = '[runtime]\nsocket_dir = "/s"\nhome = "/h"\n'
-
-
-def loaded(main: bytes, files: dict[str, bytes], only: str | None = None) -> Whitelist | None:
-    """The whitelist, None when it is refused; either way it keeps its promises."""
-    main_file = SourceFile(name="main.toml", content=main)
-    client_files = {
-        name: SourceFile(name=f"clients.d/{name}.toml", content=content)
-        for name, content in files.items()
-    }
-    settings_alone = load_settings(main_file)
-    try:
-        whitelist = load(main_file, client_files, only)
-    except WhitelistError as error:
-        check_faults(
-            error, {"main.toml": main, **{f.name: f.content for f in client_files.values()}}
-        )
-        return None
-    assert settings_alone == whitelist.settings
-    return whitelist
-
-
-def check_faults(error: WhitelistError, contents: dict[str, bytes]) -> None:
-    assert error.faults
-    assert error.exit_code == 78
-    assert error.line().isprintable()
-    for fault in error.faults:
-        assert fault.message
-        if fault.line is not None:
-            assert 1 <= fault.line <= contents[fault.file].count(b"\n") + 1
-
-
-def check_rules(whitelist: Whitelist, document: dict[str, object]) -> None:
-    """That the rules say what the document says, by types and values."""
-    assert set(document) <= {"runtime", "audit", "client"}
-    runtime = document["runtime"]
-    assert isinstance(runtime, dict)
-    for name in ("socket_dir", "home"):
-        restatement.check_path(runtime[name])
-        assert getattr(whitelist.settings.runtime, name) == runtime[name]
-    clients = document.get("client", {})
-    assert isinstance(clients, dict)
-    for name, table in clients.items():
-        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name)
-        rules = whitelist.clients[name]
-        for key in CLIENT_KEYS:
-            value = table.get(key.name, key.default)
-            assert getattr(rules, key.name) == (tuple(value) if isinstance(value, list) else value)
-        assert set(table) <= {key.name for key in CLIENT_KEYS}
-        for path in (*rules.paths, *rules.trees, *rules.repositories):
-            restatement.check_path(path)
-        assert all(tree == "/" or not tree.endswith("/") for tree in rules.trees)
-        assert set(rules.required_flags) <= set(rules.flags)
-        assert (
-            sum(map(bool, (rules.passphrase_file, rules.passcommand, rules.passphrase_stdin))) <= 1
-        )
 
 
 @settings(max_examples=300)
@@ -108,10 +47,10 @@ def test_documents_that_are_nearly_right(text: str, only: str | None) -> None:
 @settings(max_examples=200, deadline=None)
 @given(strategies.client_tables(), st.text(max_size=20), st.sampled_from(("luna", "sol")))
 def test_a_clients_own_file(table: dict[str, object], damage: str, name: str) -> None:
-    content = strategies.toml_table("", table)
+    content = toml_table("", table)
     whitelist = loaded(RUNTIME.encode(), {name: content.encode()})
     assert whitelist is not None
-    same = loaded(RUNTIME.encode() + strategies.toml_table(f"[client.{name}]", table).encode(), {})
+    same = loaded(RUNTIME.encode() + toml_table(f"[client.{name}]", table).encode(), {})
     assert same is not None
     assert whitelist.clients == same.clients
     loaded(RUNTIME.encode(), {name: (content + damage).encode("utf-8", "surrogatepass")})

@@ -7,30 +7,17 @@ import shlex
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from borg_pull.errors import RequestError, printable
-from borg_pull.source.request import parse, split
+from borg_pull.errors import RequestError
+from borg_pull.source.request import split
 
 from . import restatement, strategies
+from .checks import parsed
+from .words import QUOTINGS
 
 
 def accepted(command: bytes) -> bool:
-    """Whether ``command`` parses; what is accepted keeps to the grammar written down twice."""
-    try:
-        request = parse(command)
-    except RequestError as error:
-        line = error.line()
-        assert line.isprintable(), line
-        assert printable(line) == line
-        assert len(line) < 1000
-        return False
-    again = restatement.asked(command)
-    restatement.check_syntax(again)
-    assert request.verb == again.verb
-    assert list(request.options) == again.options
-    assert [request.repository, request.archive, *request.paths] == (again.operands + [None, None])[
-        : max(2, len(again.operands))
-    ]
-    return True
+    """Whether ``command`` parses, either way checked."""
+    return parsed(command) is not None
 
 
 @given(st.binary(max_size=200))
@@ -90,7 +77,7 @@ def test_words_are_split_as_a_regular_expression_splits_them(text: str) -> None:
     st.data(),
 )
 def test_a_quoted_word_comes_back_as_it_was(words: list[str], data: st.DataObject) -> None:
-    quoted = " ".join(data.draw(st.sampled_from(strategies._QUOTINGS[:3]))(word) for word in words)
+    quoted = " ".join(data.draw(st.sampled_from(QUOTINGS[:3]))(word) for word in words)
     assert split(quoted) == words
 
 
