@@ -30,6 +30,15 @@ test: system-run .venv/project dist/frozen ## run the tests, from source and fro
 	BORG_PULL_BORG14="$$borg14" \
 	packaging/reachable.sh $(BIN)/python -m pytest -n 2
 
+# What the fuzzer learns stays in build/fuzz, what fails in tests/fuzz/crashes.
+FUZZ_SECONDS ?= 300
+.PHONY: fuzz
+fuzz: system-run .venv/project .venv/fuzzer ## look for inputs that break a promise, for FUZZ_SECONDS (300); FUZZ="TARGET..." limits it to these
+	borg14=$$(PYTHON=$(PYTHON) packaging/borg14.sh); \
+	BORG_PULL_BORG12=/usr/bin/borg \
+	BORG_PULL_BORG14="$$borg14" \
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
+
 .PHONY: check
 check: .venv/project ## ruff, strict mypy, import rules, exit codes unique, generated documentation current
 	$(BIN)/ruff check
@@ -67,6 +76,11 @@ system-run:
 	@$(PIP) install --require-hashes -r packaging/requirements-bootstrap.txt
 	@$(PIP) install --require-hashes --no-build-isolation --use-pep517 \
 	    -r packaging/requirements-build.txt -r packaging/requirements-dev.txt
+	@touch $@
+
+# Apart from the rest: 35 MB, and made for x86_64 alone.
+.venv/fuzzer: packaging/requirements-fuzz.txt .venv/requirements
+	@$(PIP) install --require-hashes -r packaging/requirements-fuzz.txt
 	@touch $@
 
 .venv/project: .venv/requirements pyproject.toml packaging/build_backend.py borg_pull/linux/_kernel_build.py | system-build

@@ -21,7 +21,7 @@ export PIP_CONFIG_FILE
 "$work/venv/bin/pip" install --quiet pip-tools
 
 cd "$here"
-for name in bootstrap build dev borg14 borg14-bootstrap; do
+for name in bootstrap build dev fuzz borg14 borg14-bootstrap; do
     "$work/venv/bin/pip-compile" --quiet --strip-extras --allow-unsafe --generate-hashes \
         --resolver=backtracking --no-header --no-emit-index-url --no-emit-find-links \
         --no-emit-trusted-host --output-file "requirements-$name.txt" "$@" "requirements-$name.in"

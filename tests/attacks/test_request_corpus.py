@@ -7,10 +7,8 @@ show that the refusals are not for nothing.
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -20,9 +18,10 @@ from borg_pull.source.judge import Allowed, Context, Refused, judge
 from borg_pull.source.request import parse
 from borg_pull.source.whitelist import SourceFile, load
 from tests.properties import restatement
-from tests.properties.strategies import toml_table
+from tests.properties.toml_text import toml_table
 
-CORPUS = Path(__file__).with_name("request_corpus.txt")
+from .request_lines import LINES
+
 RULES = {
     "paths": ["/var/www", "/home/a b"],
     "trees": ["/srv/data"],
@@ -43,29 +42,6 @@ EPOCH = 1_795_222_312.0
 CONTEXT = Context(
     hostname="source-1", local_time=time.localtime(EPOCH), utc_time=time.gmtime(EPOCH)
 )
-
-
-def corpus() -> list[tuple[str, str, bytes]]:
-    """(class, verdict, command) of every line."""
-    found: list[tuple[str, str, bytes]] = []
-    name = ""
-    for line in CORPUS.read_text(encoding="ascii").splitlines():
-        if line.startswith("## "):
-            name = line.removeprefix("## ")
-        elif line and not line.startswith("#"):
-            verdict, _, command = line.partition(" ")
-            found.append((name, verdict, unescaped(command)))
-    return found
-
-
-def unescaped(text: str) -> bytes:
-    def character(found: re.Match[str]) -> str:
-        return "\\" if found[0] == "\\\\" else chr(int(found[1], 16))
-
-    return re.sub(r"\\\\|\\x([0-9a-f]{2})", character, text).encode("latin-1")
-
-
-LINES = corpus()
 
 
 def verdict_of(command: bytes) -> tuple[str, str]:
