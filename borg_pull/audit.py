@@ -50,8 +50,10 @@ logrotate's ``create`` takes a file that is there already for a stray and moves 
 chain; with four busy writers that happened within 1,500 rotations.
 """
 
-SIDECAR_BYTES = 20 + 1 + 64 + 1
-"""``SEQ`` in 20 digits, a space, the hash, a newline."""
+_SEQ_DIGITS = 20
+
+SIDECAR_BYTES = _SEQ_DIGITS + 1 + 64 + 1
+"""``SEQ`` in 20 digits, the first of them 0, a space, the hash, a newline."""
 
 RESERVED = frozenset(
     ("time", "event", "seq", "session", "client", "key", "address", "port", "pid", "prev")
@@ -433,7 +435,7 @@ def _sequence_of(line: bytes) -> int:
     if not line.startswith(b'{"time":"') or line[-75:-66] != b',"prev":"' or line[-2:] != b'"}':
         return 0
     digits = line.partition(b',"seq":')[2].partition(b",")[0]
-    return int(digits) if digits.isdigit() and len(digits) <= 20 else 0
+    return int(digits) if digits.isdigit() and len(digits) < _SEQ_DIGITS else 0
 
 
 def parse_sidecar(content: bytes) -> Head | None:
@@ -442,6 +444,8 @@ def parse_sidecar(content: bytes) -> Head | None:
     if (
         len(content) != SIDECAR_BYTES
         or not digits.isdigit()
+        # The next number must fit, too; no chain of ours ever came that far.
+        or digits[:1] != b"0"
         or content[20:21] != b" "
         or digest.strip(b"0123456789abcdef")
         or content[85:] != b"\n"

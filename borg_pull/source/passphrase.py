@@ -48,18 +48,19 @@ def _first_line(content: bytes, source: str) -> bytes:
     line = content.partition(b"\n")[0].rstrip(b"\r")
     if not line:
         raise ConfigurationError(f"{source} yields no passphrase", "its first line is empty")
-    if not _is_text(line):
-        raise ConfigurationError(f"{source} yields a passphrase that is not UTF-8 text")
+    fault = _fault(line)
+    if fault is not None:
+        raise ConfigurationError(f"{source} yields a passphrase that {fault}")
     return line
 
 
-def _is_text(passphrase: bytes) -> bool:
-    """Whether borg can read it, which takes it for UTF-8."""
+def _fault(passphrase: bytes) -> str | None:
+    """What keeps borg, which reads it as a line of a text file, from taking it as it stands."""
     try:
         passphrase.decode("utf-8")
     except UnicodeDecodeError:
-        return False
-    return True
+        return "is not UTF-8 text"
+    return "has a carriage return, which borg takes for a line end" if b"\r" in passphrase else None
 
 
 def _line_of_standard_input(watch: int) -> bytes:
@@ -78,11 +79,13 @@ def _line_of_standard_input(watch: int) -> bytes:
         except OSError as error:
             raise RequestError(f"standard input cannot be read: {error.strerror}", hint) from error
         if byte in (b"", b"\n"):
-            if not line.rstrip(b"\r"):
+            line = line.rstrip(b"\r")
+            if not line:
                 raise RequestError("this client must send its passphrase", hint)
-            if not _is_text(line):
-                raise RequestError("the passphrase is not UTF-8 text", hint)
-            return line.rstrip(b"\r")
+            fault = _fault(line)
+            if fault is not None:
+                raise RequestError(f"the passphrase {fault}", hint)
+            return line
         line += byte
     raise RequestError(f"the passphrase is longer than {MAX_PASSPHRASE} bytes", hint)
 

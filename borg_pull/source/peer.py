@@ -23,6 +23,7 @@ _MAX_DESERTED = 1000  # that one request removes
 # Of this network namespace, which is sshd's (proc_pid_net(5), unix.c in the kernel's net/unix).
 _SOCKET_TABLE = "/proc/self/net/unix"
 _MAX_USER_AUTH = 64 * 1024  # bytes
+_MAX_PORT = 65535
 
 
 class Caller(Record):
@@ -62,7 +63,7 @@ def caller(environment: Mapping[bytes, bytes]) -> Caller:
     return Caller(
         key=_fingerprint(environment.get(b"SSH_USER_AUTH")),
         address=address or None,
-        port=port,
+        port=port if port is None or port <= _MAX_PORT else None,
     )
 
 

@@ -18,6 +18,23 @@ _HARMLESS = bytes(
 )
 
 
+# The controls beyond ASCII, which a terminal acts on like on an escape sequence: U+0080 to U+009F.
+_LEAD = b"\xc2"
+_TRAILS = range(0x80, 0xA0)
+
+
+def _harmless(block: bytes, after: bytes) -> bytes:
+    """``block`` for a terminal, byte for byte; ``after`` is the byte before it, if there is one."""
+    text = block.translate(_HARMLESS)
+    if after == _LEAD and text[0] in _TRAILS:
+        # With the byte that has gone out already it would have been one.
+        text = b"?" + text[1:]
+    if _LEAD in text:
+        for trail in _TRAILS:
+            text = text.replace(_LEAD + bytes((trail,)), b"??")
+    return text
+
+
 class Relay:
     """Bytes read from ``reader`` go to ``target``, and the last ``keep`` of them are kept."""
 
@@ -48,7 +65,8 @@ class Relay:
         if not block:
             os.close(self.reader)
             self.is_open = False
-        self._pending += block.translate(_HARMLESS)
+            return
+        self._pending += _harmless(block, bytes(self._kept[-1:]))
         self._kept += block
         if len(self._kept) > self._keep:
             self._overflown = True

@@ -11,6 +11,7 @@ from borg_pull.record import Record
 # Bytes read of each end of a report: a run of days writes 20 MiB a month, a line every 5 seconds.
 _PART = 128 * 1024
 _MAX_DIGITS = 18  # of a number of bytes
+_MAX_BYTES = 10**_MAX_DIGITS - 1  # no record is to hold a number that its readers cannot
 _MAX_MESSAGE = 500  # characters
 # Anything else is no failure of the wrap's own to tell of: it was killed, say.
 _FAILURES = (
@@ -96,8 +97,8 @@ def parse(text: str) -> WrapReport | None:
     )
     return WrapReport(
         connected=connected,
-        bytes_to_peer=sum(entry[0] for entry in last.values()),
-        bytes_from_peer=sum(entry[1] for entry in last.values()),
+        bytes_to_peer=min(_MAX_BYTES, sum(entry[0] for entry in last.values())),
+        bytes_from_peer=min(_MAX_BYTES, sum(entry[1] for entry in last.values())),
         failure=failure,
     )
 

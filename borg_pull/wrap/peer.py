@@ -20,6 +20,8 @@ SOCKET_PATH = "BORGSOCKETWRAP_SOCKET_PATH"
 SESSION_PROCESSES = "BORG_PULL_SESSION_PROCESSES"
 
 _MAX_PATH = 107  # bytes: sun_path without its terminating NUL, unix(7)
+_MAX_DIGITS = 19  # of a pid, and of the clock ticks since boot
+_MAX_SHOWN = 100  # bytes of what is malformed
 _SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5
 # struct timeval: seconds and microseconds, 64 bits each.
 _ROOM_WITHIN = (2).to_bytes(8, "little") + bytes(8)
@@ -54,13 +56,17 @@ def _processes(told: bytes) -> tuple[tuple[int, int], ...]:
     processes = []
     for entry in told.split(b","):
         pid, _, start_time = entry.partition(b":")
-        if not (pid.isdigit() and start_time.isdigit()):
+        if not (_is_number(pid) and _is_number(start_time)):
             raise RequestError(
-                f"{SESSION_PROCESSES} is malformed at {os.fsdecode(entry)!r}",
+                f"{SESSION_PROCESSES} is malformed at {os.fsdecode(entry[:_MAX_SHOWN])!r}",
                 "it holds PID:STARTTIME, separated by commas",
             )
         processes.append((int(pid), int(start_time)))
     return tuple(processes)
+
+
+def _is_number(word: bytes) -> bool:
+    return word.isdigit() and len(word) <= _MAX_DIGITS
 
 
 def connect(path: bytes) -> socket:
