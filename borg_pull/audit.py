@@ -19,7 +19,7 @@ import time
 from borg_pull.digest import sha256
 from borg_pull.errors import AuditError
 from borg_pull.record import Record
-from borg_pull.trust import open_past_socket
+from borg_pull.trust import is_at, open_past_socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def _open_locked(path: str) -> int:
             _lock(descriptor, path)
             # Someone may have put another file in its place while this writer waited; whoever
             # comes next would then lock that one.
-            if _is_at(descriptor, path):
+            if is_at(descriptor, path):
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -327,15 +327,6 @@ def _wait_in_line(descriptor: int, patience: _Patience) -> None:
     finally:
         setitimer(ITIMER_REAL, 0)
         signal(SIGALRM, before)
-
-
-def _is_at(descriptor: int, path: str) -> bool:
-    opened = os.fstat(descriptor)
-    try:
-        there = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return (opened.st_dev, opened.st_ino) == (there.st_dev, there.st_ino)
 
 
 def _open_log(path: str, *, rotated: bool) -> tuple[int, bool]:

@@ -103,6 +103,16 @@ def open_past_socket(path: str, flags: int) -> int:
                 raise
 
 
+def is_at(descriptor: int, path: str) -> bool:
+    """Whether the open file is still the one at ``path``: another may have been put there."""
+    opened = os.fstat(descriptor)
+    try:
+        there = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return (opened.st_dev, opened.st_ino) == (there.st_dev, there.st_ino)
+
+
 def check_program(path: str, trust: Trust) -> None:
     """Check that ``path``, through any symbolic links, is an executable only root can change.
 

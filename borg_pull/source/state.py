@@ -9,7 +9,7 @@ import os
 from borg_pull.digest import sha256
 from borg_pull.errors import BusyError, ConfigurationError, SystemRefusedError
 from borg_pull.record import Record
-from borg_pull.trust import check_own_directory, open_past_socket, remove_planted_socket
+from borg_pull.trust import check_own_directory, is_at, open_past_socket, remove_planted_socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
     from borg_pull.trust import Trust
 
+MAX_LOCKS = 256
+"""How many locks a client may leave behind before those that nobody holds are removed."""
+
 _MAX_NOTE = 200  # bytes
 _NAME_DIGITS = 32  # of a state directory's name, hexadecimal
+_LOCK = ".lock"
+_REPORT = ".report"
 
 
 def prepare(directories: Sequence[str], trust: Trust) -> None:
@@ -127,24 +132,74 @@ def claim(directory: str, repository: str, note: str) -> Claim:
     the note away. Raises BusyError telling the note of a living holder.
     """
     path, report_path = places(directory, repository)
+    while True:
+        descriptor = _open_lock(path)
+        try:
+            interrupted = _lock(descriptor)
+            # Another request may have made room between the opening and the locking; whoever
+            # comes next would then lock another file.
+            if is_at(descriptor, path):
+                _make_report(report_path)
+                _write_note(descriptor, note)
+                return Claim(
+                    descriptor=descriptor, report_path=report_path, interrupted=interrupted
+                )
+        except OSError as error:
+            os.close(descriptor)
+            raise SystemRefusedError(f"cannot write to {directory}: {error.strerror}") from error
+        except BusyError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+_LOCK_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def _open_lock(path: str) -> int:
     try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = open_past_socket(path, flags)
+        try:
+            return open_past_socket(path, _LOCK_FLAGS)
+        except FileNotFoundError:
+            _make_room(os.path.dirname(path))
+            return open_past_socket(path, _LOCK_FLAGS | os.O_CREAT)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise ConfigurationError(f"{path} is a symbolic link", "remove it") from error
         raise SystemRefusedError(f"cannot open {path}: {error.strerror}") from error
+
+
+def _make_room(directory: str) -> None:
+    """Remove the locks that nobody holds, once there are many: a client may think up as many
+    repositories as it likes, and each leaves a file."""
+    names = [name for name in os.listdir(directory) if name.endswith(_LOCK)]
+    if len(names) >= MAX_LOCKS:
+        for name in names:
+            _remove_unless_held(f"{directory}/{name}")
+
+
+def _remove_unless_held(path: str) -> None:
+    """Remove a lock and its report, unless somebody holds it or its last holder's end is yet to
+    be recorded."""
     try:
-        interrupted = _lock(descriptor)
-        _make_report(report_path)
-        _write_note(descriptor, note)
-    except OSError as error:
+        descriptor = os.open(path, _LOCK_FLAGS)
+    except OSError:
+        # Gone already, or nothing of ours.
+        remove_planted_socket(path)
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _note(descriptor) is None and is_at(descriptor, path):
+            report_path = path.removesuffix(_LOCK) + _REPORT
+            if os.path.lexists(report_path):
+                os.unlink(report_path)
+            # Last, and still locked: who opened it before finds that it is not at its path.
+            os.unlink(path)
+    except OSError:
+        # Held. If it cannot be removed, the request at hand needs no room to run.
+        return
+    finally:
         os.close(descriptor)
-        raise SystemRefusedError(f"cannot write to {directory}: {error.strerror}") from error
-    except BusyError:
-        os.close(descriptor)
-        raise
-    return Claim(descriptor=descriptor, report_path=report_path, interrupted=interrupted)
 
 
 def _lock(descriptor: int) -> str | None:
@@ -189,7 +244,7 @@ def release(held: Claim, *, ended: bool) -> None:
 def places(directory: str, repository: str) -> tuple[str, str]:
     """Paths of the lock and of the wrap's report for one repository, in the client's directory."""
     digest = sha256(repository.rstrip("/").encode("utf-8")).hexdigest()[:16]
-    return f"{directory}/{digest}.lock", f"{directory}/{digest}.report"
+    return f"{directory}/{digest}{_LOCK}", f"{directory}/{digest}{_REPORT}"
 
 
 def _make_report(path: str) -> None:
