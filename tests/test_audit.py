@@ -16,6 +16,7 @@ import signal
 import stat
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import traceback
@@ -786,14 +787,15 @@ def test_a_failed_sync_takes_the_record_back(path: Path, monkeypatch: pytest.Mon
 
 def test_importing_it_brings_in_nothing_slow() -> None:
     code = "import borg_pull.audit, sys; print('\\n'.join(sys.modules))"
-    root = Path(audit_module.__file__).parents[1]
+    # The second for the compiled module of borg_pull.linux.
+    roots = [str(Path(audit_module.__file__).parents[1]), sysconfig.get_path("platlib")]
     run = subprocess.run(
         [
             sys.executable,
             "-I",
             "-S",
             "-c",
-            f"import sys; sys.path.insert(0, {str(root)!r}); {code}",
+            f"import sys; sys.path[:0] = {roots!r}; {code}",
         ],
         check=True,
         capture_output=True,
