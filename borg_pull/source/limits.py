@@ -322,12 +322,14 @@ def _told(content: bytes, pid: int, home: str) -> LiveSession | None:
         return None
     if not is_session(session) or verb not in (*VERBS, _UNKNOWN):
         return None
-    is_report = report.startswith(f"{home.rstrip('/')}/locks/{client}/") and report.isprintable()
+    above, _, name = report.rpartition("/")
+    # Right there, and not by "..": the admin opens it as root.
+    is_there = above == f"{home.rstrip('/')}/locks/{client}" and name not in ("", ".", "..")
     return LiveSession(
         pid=pid,
         client=client,
         verb=None if verb == _UNKNOWN else verb,
         since=since,
         session=session,
-        report=report if is_report else None,
+        report=report if is_there and report.isprintable() else None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType, FrameType
@@ -24,35 +25,71 @@ class Reached:
         return f"{self.module}: {self.lines - len(self.missed)} of {self.lines} lines{missed}"
 
 
-def reached(
-    modules: Mapping[str, tuple[str, ...]],
-    check: Callable[[bytes], object],
-    inputs: Iterable[bytes],
-) -> list[Reached]:
-    """What ``check`` reaches of the functions of each module with all of ``inputs``."""
-    files = {str(importlib.import_module(name).__file__): name for name in modules}
-    seen: dict[str, set[int]] = {file: set() for file in files}
+Modules = Mapping[str, tuple[str, ...]]
+Check = Callable[[bytes], object]
+Step = tuple[str, int, int]
+"""A file, and two lines of it that ran one after the other in one function."""
 
-    def each_line(frame: FrameType, event: str, _argument: object) -> Any:
-        if event == "line":
-            seen[frame.f_code.co_filename].add(frame.f_lineno)
-        return each_line
+
+def reached(modules: Modules, check: Check, inputs: Iterable[bytes]) -> list[Reached]:
+    """What ``check`` reaches of the functions of each module with all of ``inputs``."""
+    steps: set[Step] = set()
+    for data in inputs:
+        steps |= _steps(modules, check, data)
+    found = []
+    for file, name in _files(modules).items():
+        lines = set(_lines(file, modules[name]))
+        seen = {line for where, _, line in steps if where == file}
+        found.append(Reached(name, len(lines), tuple(sorted(lines - seen))))
+    return found
+
+
+def fewest(modules: Modules, check: Check, inputs: Iterable[bytes]) -> list[bytes]:
+    """Few and short ones of ``inputs`` that together take every step that all of them take."""
+    chosen: dict[bytes, set[Step]] = {}
+    times: Counter[Step] = Counter()
+    for data in sorted(set(inputs), key=lambda data: (len(data), data)):
+        steps = _steps(modules, check, data)
+        if not steps <= times.keys():
+            chosen[data] = steps
+            times.update(steps)
+    for data, steps in list(chosen.items()):
+        if all(times[step] > 1 for step in steps):
+            times.subtract(steps)
+            del chosen[data]
+    return list(chosen)
+
+
+def _files(modules: Modules) -> dict[str, str]:
+    return {str(importlib.import_module(name).__file__): name for name in modules}
+
+
+def _steps(modules: Modules, check: Check, data: bytes) -> set[Step]:
+    files = _files(modules)
+    steps: set[Step] = set()
 
     def each_call(frame: FrameType, _event: str, _argument: object) -> Any:
-        return each_line if frame.f_code.co_filename in seen else None
+        file = frame.f_code.co_filename
+        if file not in files:
+            return None
+        last = 0
+
+        def each_line(frame: FrameType, event: str, _argument: object) -> Any:
+            nonlocal last
+            if event == "line":
+                steps.add((file, last, frame.f_lineno))
+                last = frame.f_lineno
+            return each_line
+
+        return each_line
 
     before = sys.gettrace()
     sys.settrace(each_call)
     try:
-        for data in inputs:
-            check(data)
+        check(data)
     finally:
         sys.settrace(before)
-    found = []
-    for file, name in files.items():
-        lines = set(_lines(file, modules[name]))
-        found.append(Reached(name, len(lines), tuple(sorted(lines - seen[file]))))
-    return found
+    return steps
 
 
 def _lines(file: str, functions: tuple[str, ...]) -> Iterator[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import logs, peers, requests, runs, whitelists
+from . import counts, logs, peers, requests, runs, whitelists
 from .target import Target
 
 TARGETS: dict[str, Target] = {
@@ -13,6 +13,7 @@ TARGETS: dict[str, Target] = {
         runs.RUN,
         runs.LOCK_NOTE,
         logs.TARGET,
+        counts.TARGET,
         peers.PASSPHRASE,
         peers.CALLER,
         peers.WRAP,

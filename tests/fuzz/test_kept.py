@@ -23,6 +23,7 @@ GOOD = {
     "audit": {"continued", "empty"},
     "passphrase": {"accepted"},
     "caller": {"key", "address"},
+    "limits": {"run", "session"},
     "wrap": {"accepted"},
 }
 MOST = 48 * 1024  # bytes of a corpus that people can still look at
