@@ -5,10 +5,12 @@ What the account can write, root reads as the account and believes no more than 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,7 +151,7 @@ def test_a_link_in_place_of_a_file_leads_root_nowhere(host: Host, what: str) -> 
     if what == "report":
         assert json.loads(answer.stdout)["sessions"][0]["bytes_to_peer"] is None
     else:
-        assert answer.exit in (0, 71)
+        assert (answer.exit, answer.stdout) == (71, "")
 
 
 def test_the_schema_is_stated(host: Host) -> None:
@@ -280,6 +282,43 @@ def test_a_process_of_another_user_is_not_ended(
     answer, said = killed(host)
     assert (answer.exit, [one["pid"] for one in said["left"]]) == (75, [of_root])
     assert host.ended(of_root) is None
+
+
+def test_what_cannot_be_named_is_told_of(host: Host) -> None:
+    """Threat: a place is held by a lock that no process owns, so that a run would be missed."""
+    pid = host.hold()
+    table = host.directory / "home/limits/sessions"
+    with table.open("r+b") as file:
+        layout = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, 7 * limits.RECORD_BYTES, 1, 0)
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, layout)
+        assert [one["pid"] for one in shown(host)] in ([pid, None], [None, pid])
+        assert "\n-       -" in run("sessions", host.config).stdout
+        answer, said = killed(host)
+        assert (answer.exit, said["ended"]) == (75, 1)
+        assert [one["pid"] for one in said["left"]] == [None]
+        assert "cannot be named from here" in answer.stderr
+        assert "kill -KILL" not in answer.stderr
+    assert host.lockdown("on", "--kill").exit == 0
+
+
+@pytest.mark.parametrize("since", ["2026-99-99T99:99:99Z", "9999-12-31T23:59:59Z"])
+def test_a_place_that_tells_an_impossible_time(host: Host, since: str) -> None:
+    """Threat: the account's files keep the admin from seeing and ending what runs."""
+    pid = host.hold()
+    line = f"{pid} luna create {since} 4b4d4b1e-0000-4000-8000-000000000001 -".encode()
+    with (host.directory / "home/limits/sessions").open("r+b") as table:
+        table.write(line.ljust(limits.RECORD_BYTES - 1) + b"\n")
+    (one,) = shown(host)
+    assert (one["pid"], one["since"]) == (pid, since)
+    assert one["age"] in (None, 0)
+    assert killed(host)[0].exit == 0
+
+
+def test_a_table_that_is_none_is_not_taken_for_an_empty_one(host: Host) -> None:
+    (host.directory / "home/limits/sessions").mkdir()
+    answer = run("sessions", host.config)
+    assert (answer.exit, answer.stdout) == (71, "")
+    assert killed(host)[0].exit == 71
 
 
 @pytest.mark.parametrize("action", ["off", "status"])

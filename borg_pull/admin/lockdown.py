@@ -239,9 +239,12 @@ def _end(
         faults.append(error)
         return None
     if left:
-        pids = " ".join(str(one["pid"]) for one in left)
+        pids = " ".join(str(one["pid"]) for one in left if one["pid"] is not None)
+        hint = "what holds their places cannot be named from here; lslocks may know"
+        if pids:
+            hint = f"look at them, and end them with kill -KILL {pids}"
         message = f"locked down, but {len(left)} of the requests under way have not ended"
-        faults.append(BusyError(message, f"look at them, and end them with kill -KILL {pids}"))
+        faults.append(BusyError(message, hint))
     return ended, left
 
 
@@ -377,7 +380,7 @@ def _lines(report: Report) -> Iterator[tuple[tuple[str, str], ...]]:
         yield _labelled("ended", str(report["ended"]))
     for one in report["left"] or ():
         words = (one["client"] or "-", one["verb"] or "-", "since", one["since"] or "-")
-        yield _labelled("left", f"pid {one['pid']}: {printable(' '.join(words))}")
+        yield _labelled("left", f"pid {one['pid'] or '-'}: {printable(' '.join(words))}")
 
 
 def _labelled(label: str, text: str) -> tuple[tuple[str, str], ...]:

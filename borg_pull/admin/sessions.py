@@ -41,7 +41,7 @@ class Session(TypedDict):
     """A request under way, in a `Report`."""
 
     client: str | None
-    """Null, like verb and session, for one that has only just come."""
+    """Null, like verb, since and session, for one that has only just come."""
     verb: str | None
     since: str | None
     """RFC 3339."""
@@ -51,7 +51,8 @@ class Session(TypedDict):
     """So far, as of the last five seconds; null as long as borg has no connection. By the word of
     borg's side of it."""
     bytes_from_peer: int | None
-    pid: int
+    pid: int | None
+    """Null where the kernel cannot name it: of another pid namespace, or no forced command."""
     session: str | None
     """As in the audit records."""
 
@@ -111,17 +112,25 @@ def under_way(home: str, account: host.Account) -> list[Session]:
 def _described(one: LiveSession, now: datetime.datetime) -> Session:
     reported = None if one.report is None else report.look_at(one.report)
     has_told = one.session != _UNKNOWN
-    age = now - datetime.datetime.fromisoformat(one.since)
     return Session(
         client=one.client if has_told else None,
         verb=one.verb,
         since=one.since if has_told else None,
-        age=max(0, int(age.total_seconds())) if has_told else None,
+        age=_age(one.since, now) if has_told else None,
         bytes_to_peer=None if reported is None else reported.bytes_to_peer,
         bytes_from_peer=None if reported is None else reported.bytes_from_peer,
-        pid=one.pid,
+        pid=one.pid or None,
         session=one.session if has_told else None,
     )
+
+
+def _age(since: str, now: datetime.datetime) -> int | None:
+    try:
+        began = datetime.datetime.fromisoformat(since)
+    except ValueError:
+        # It has the form of a time, but the account can write any digits.
+        return None
+    return max(0, int((now - began).total_seconds()))
 
 
 _HEADINGS = ("client", "verb", "since (UTC)", "age", "sent", "received", "pid", "session")
@@ -140,7 +149,7 @@ def _row(one: Session) -> tuple[str, ...]:
         None if since is None else since.rstrip("Z").replace("T", " "),
         None if one["age"] is None else duration_text(one["age"]),
         *(None if size is None else size_text(size) for size in _sizes(one)),
-        str(one["pid"]),
+        None if one["pid"] is None else str(one["pid"]),
         one["session"],
     )
     return tuple("-" if cell is None else printable(cell) for cell in cells)
@@ -164,7 +173,7 @@ def end_all(home: str, account: host.Account, tell: Tell) -> tuple[int, list[Ses
     GRACE. Raises SystemRefusedError.
     """
     started = told = time.monotonic()
-    pids = [one.pid for one in _live(home, account)]
+    pids = [one.pid for one in _live(home, account) if one.pid]
     asked = left = set(pids)
     tell(len(left), 0.0)
     for start in range(0, len(pids), _AT_ONCE):
@@ -175,8 +184,9 @@ def end_all(home: str, account: host.Account, tell: Tell) -> tuple[int, list[Ses
         if left != before or now - told >= _TELL_SECONDS:
             told = now
             tell(len(left), now - started)
-    remaining = [one for one in under_way(home, account) if one["pid"] in left] if left else []
-    return len(asked) - len(remaining), remaining
+    # Those that came meanwhile are being refused.
+    remaining = [one for one in under_way(home, account) if one["pid"] in {None, *left}]
+    return len(asked - left), remaining
 
 
 def _live(home: str, account: host.Account) -> list[LiveSession]:

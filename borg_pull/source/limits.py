@@ -47,7 +47,8 @@ class LiveSession(Record):
     """A request under way."""
 
     pid: int
-    """The forced command's, as the kernel knows it."""
+    """The forced command's, as the kernel knows it; 0 where it cannot name the holder: one of
+    another pid namespace, or no forced command of ours."""
     client: str
     """``-`` if it has only just come and not told yet; no client is called so."""
     verb: str | None
@@ -246,6 +247,9 @@ def live(home: str) -> list[LiveSession]:
         return []
     except OSError as error:
         raise _refused(path, error) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise SystemRefusedError(f"cannot use {path}: not a regular file", "move it away")
     deadline = time.monotonic() + _WRITING_SECONDS
     try:
         found = [
@@ -263,7 +267,7 @@ def _holders(descriptor: int) -> Iterator[tuple[int, int]]:
     """(offset, pid) of each lock on the first byte of a place.
 
     The kernel answers with any one lock in a range, so what lies on both sides of it is asked
-    about next. A process it cannot name, of another pid namespace, has the pid 0.
+    about next.
     """
     import struct
 
@@ -280,8 +284,8 @@ def _holders(descriptor: int) -> Iterator[tuple[int, int]]:
             ranges.append((first, start))
         if length and (not end or start + length < end):
             ranges.append((start + length, end))
-        if length == 1 and start % RECORD_BYTES == 0 and pid > 0:
-            yield start, pid
+        if length == 1 and start % RECORD_BYTES == 0:
+            yield start, max(0, pid)  # -1: of an open file, by F_OFD_SETLK
 
 
 def _live_session(
