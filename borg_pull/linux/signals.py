@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from signal import (
         ITIMER_REAL,
         SIG_DFL,
+        SIG_IGN,
         SIGALRM,
         SIGHUP,
         SIGINT,
@@ -27,6 +28,7 @@ else:
     from _signal import (
         ITIMER_REAL,
         SIG_DFL,
+        SIG_IGN,
         SIGALRM,
         SIGHUP,
         SIGINT,
@@ -55,7 +57,9 @@ __all__ = [
     "SIGTERM",
     "SIGXFSZ",
     "SIG_DFL",
+    "SIG_IGN",
     "check_endings",
+    "ignore_endings",
     "set_wakeup_fd",
     "setitimer",
     "signal",
@@ -85,6 +89,12 @@ def check_endings(watch: int) -> None:
         # Other signals that Python handles stand there, too.
         if number in ENDING:
             raise EndedError(f"the request was ended by signal {number} before it was served")
+
+
+def ignore_endings() -> None:
+    """Let the signals of `ENDING` do nothing from now on."""
+    for number in ENDING:
+        signal(number, SIG_IGN)
 
 
 def _noted(_number: int, _frame: object) -> None:

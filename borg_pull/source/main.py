@@ -25,7 +25,7 @@ from borg_pull.errors import (
     printable,
 )
 from borg_pull.linux import capabilities, landlock, process
-from borg_pull.linux.signals import check_endings, watch_endings
+from borg_pull.linux.signals import check_endings, ignore_endings, watch_endings
 from borg_pull.record import Record
 from borg_pull.source import (
     borg,
@@ -89,6 +89,10 @@ def main() -> int:
         return _serve(sys.argv, os.environb)
     except Exception as error:  # noqa: BLE001 - a traceback would go to the peer
         fault = _fault(error)
+    finally:
+        # An interpreter that is taken down gives signals their default effect back, and the exit
+        # code that is on record must not change any more.
+        ignore_endings()
     if not fault.is_recorded:
         _tell_the_system(fault)
     _say(fault.line())
