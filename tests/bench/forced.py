@@ -14,7 +14,7 @@ from tests.harness.wait import until
 from tests.harness.workplace import IS_ROOT, Workplace
 
 from .figures import Aim, Limit, Measure, Ratio, Section
-from .stage import CLIENT, CLIENT_RULES, Stage, Started
+from .stage import CLIENT, CLIENT_RULES, EAGER_RULES, Stage, Started
 
 # The version the bundle is frozen from: a version manager's python3 may be another.
 INTERPRETER = "/usr/bin/python3.11"
@@ -111,7 +111,7 @@ def overhead(workplace: Workplace, repeats: int, peer: Path | None) -> Section:
     """(a) against the bare interpreter."""
     programs = _Programs(workplace, peer)
     stage = programs.stage
-    configuration = stage.configuration("a", programs.runtime(), {CLIENT: CLIENT_RULES})
+    configuration = stage.configuration("a", programs.runtime(), {CLIENT: EAGER_RULES})
     bare = "bare interpreter"
     runners = [
         Runner(bare, lambda: stage.start([INTERPRETER, "-I", "-S", "-c", "pass"])),
@@ -155,10 +155,10 @@ def fleet(workplace: Workplace, repeats: int, peer: Path | None) -> Section:
     programs = _Programs(workplace, peer)
     stage = programs.stage
     one = stage.configuration("one", programs.runtime(), {})
-    stage.add_client_files(one, {CLIENT: CLIENT_RULES})
+    stage.add_client_files(one, {CLIENT: EAGER_RULES})
     many = stage.configuration("many", programs.runtime(), {})
-    stage.add_client_files(many, {**_fleet(), CLIENT: CLIENT_RULES})
-    table = stage.configuration("file", programs.runtime(), {**_fleet(), CLIENT: CLIENT_RULES})
+    stage.add_client_files(many, {**_fleet(), CLIENT: EAGER_RULES})
+    table = stage.configuration("file", programs.runtime(), {**_fleet(), CLIENT: EAGER_RULES})
     names = ("1 client", f"{FLEET:,} in clients.d", f"{FLEET:,} in one file")
     found = interleaved(
         [
@@ -200,7 +200,7 @@ def memory(workplace: Workplace, repeats: int) -> Section:
     programs = _Programs(workplace, None)
     stage = programs.stage
     configuration = stage.configuration(
-        "e", {"borg": str(stage.waiting_borg)}, {CLIENT: CLIENT_RULES}
+        "e", {"borg": str(stage.waiting_borg)}, {CLIENT: EAGER_RULES}
     )
     section = Section("e", "memory of the waiting forced command")
     variants = {"frozen": programs.plain}

@@ -18,6 +18,8 @@ CLIENT = "luna"
 REQUEST = "-C lz4 create /srv/repository archive /home"
 # The original tool's example of a client.
 CLIENT_RULES = {"paths": ["/", "/home", "/var/lib", "/var/www"]}
+# One that may be started over and over.
+EAGER_RULES = {**CLIENT_RULES, "requests_per_hour": 1_000_000, "request_burst": 1_000_000}
 HERE = Path(__file__).resolve().parent
 NANOSECONDS_PER_MS = 1e6
 MICROSECONDS_PER_MS = 1e3
