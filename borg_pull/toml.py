@@ -20,11 +20,12 @@ def loads(text: str) -> dict[str, Any]:
 
 
 class _DeferredPatterns:
-    """Stands in for ``tomli._re`` until a number or a date has to be parsed.
+    """Stands in for ``tomli._re`` until something has to be parsed that takes its patterns.
 
-    tomli compiles its patterns when imported, which loads ``re`` and ``datetime``: more than the
-    rest of the forced command's start together, for values no whitelist needs. Upstream marks
-    the import as lazy for the interpreters that support it (3.15); this does the same for ours.
+    tomli compiles them when imported, which loads ``re`` and ``datetime``: more than the rest of
+    the forced command's start together, for values no whitelist needs. The whole numbers that it
+    does need are read here. Upstream marks the import as lazy for the interpreters that support
+    it (3.15); this does the same for ours.
     """
 
     def __getattr__(self, name: str) -> object:
@@ -36,10 +37,41 @@ class _DeferredPatterns:
 
 
 def _deferred_function(name: str) -> Callable[..., object]:
-    def call(*arguments: object) -> object:
-        return getattr(_real_patterns(), name)(*arguments)
+    def call(match: object, *arguments: object) -> object:
+        if isinstance(match, _WholeNumber):
+            return int(match.text)
+        return getattr(_real_patterns(), name)(match, *arguments)
 
     return call
+
+
+class _WholeNumber:
+    """A match of plain decimal digits."""
+
+    __slots__ = ("_end", "text")
+
+    def __init__(self, text: str, end: int) -> None:
+        self.text = text
+        self._end = end
+
+    def end(self) -> int:
+        return self._end
+
+
+_MAX_DIGITS = 18
+_DIGITS = "0123456789"
+# Anything else behind digits makes them part of another kind of number, a date or a time.
+_BEHIND_A_VALUE = (" ", "\t", "\n", ",", "]", "}", "#", "")
+
+
+def _whole_number(source: str, start: int) -> _WholeNumber | None:
+    end = start
+    while source[end : end + 1] in _DIGITS and end < len(source):
+        end += 1
+    text = source[start:end]
+    if not 0 < len(text) <= _MAX_DIGITS or (text[0] == "0" and text != "0"):
+        return None
+    return _WholeNumber(text, end) if source[end : end + 1] in _BEHIND_A_VALUE else None
 
 
 class _DeferredPattern:
@@ -48,8 +80,11 @@ class _DeferredPattern:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def match(self, *arguments: object) -> object:
-        return getattr(_real_patterns(), self._name).match(*arguments)
+    def match(self, source: str, position: int) -> object:
+        number = _whole_number(source, position)
+        if number is not None:
+            return number if self._name == "RE_NUMBER" else None
+        return getattr(_real_patterns(), self._name).match(source, position)
 
 
 _PATTERNS = "tomli._re"
