@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from borg_pull.admin import sessions
-from borg_pull.source import limits
-from borg_pull.source.limits import LiveSession
+from borg_pull.source import limits, places
+from borg_pull.source.places import LiveSession
 from tests.admin_host import Host
 from tests.admin_runs import Answer, run, start
 from tests.harness.site import Installations
@@ -264,7 +264,7 @@ def test_a_process_that_came_after_one_is_not_ended(
         report=None,
     )
     lists = iter([[one], [], [], []])
-    monkeypatch.setattr(limits, "live", lambda _home: next(lists))
+    monkeypatch.setattr(places, "live", lambda _home: next(lists))
     answer, said = killed(host)
     assert (answer.exit, said["ended"]) == (0, 1)
     assert host.ended(bystander) is None

@@ -19,7 +19,8 @@ import pytest
 from borg_pull.audit import new_session
 from borg_pull.errors import LimitedError, SystemRefusedError
 from borg_pull.source import limits
-from borg_pull.source.limits import RECORD_BYTES, LiveSession, draw, live
+from borg_pull.source.limits import RECORD_BYTES, draw
+from borg_pull.source.places import LiveSession, live
 from tests.harness.wait import until
 
 SESSION = "0b0f2a5e-9a57-4a39-8a4e-0f0d3c1b7a11"

@@ -22,9 +22,9 @@ from borg_pull.admin import host
 from borg_pull.admin.audit import duration_text, size_text
 from borg_pull.errors import printable
 from borg_pull.output import print_table, put
-from borg_pull.source import limits, report
-from borg_pull.source.limits import LiveSession
+from borg_pull.source import places, report
 from borg_pull.source.lockdown import read
+from borg_pull.source.places import LiveSession
 from borg_pull.source.session import GRACE
 
 END_SECONDS = GRACE + 10.0
@@ -106,7 +106,7 @@ def under_way(home: str, account: host.Account) -> list[Session]:
     """The requests that hold a place. Raises SystemRefusedError."""
     now = datetime.datetime.now(datetime.UTC)
     with host.acting_as(account):
-        return [_described(one, now) for one in limits.live(home)]
+        return [_described(one, now) for one in places.live(home)]
 
 
 def _described(one: LiveSession, now: datetime.datetime) -> Session:
@@ -191,7 +191,7 @@ def end_all(home: str, account: host.Account, tell: Tell) -> tuple[int, list[Ses
 
 def _live(home: str, account: host.Account) -> list[LiveSession]:
     with host.acting_as(account):
-        return limits.live(home)
+        return places.live(home)
 
 
 def _interrupt(pids: Sequence[int], home: str, account: host.Account) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from borg_pull.source import limits
+from borg_pull.source.places import LiveSession, live
 from tests.harness.builds import FROZEN_14
 from tests.harness.fixtures import SiteMaker
 from tests.harness.processes import Process
@@ -102,14 +102,12 @@ def _slow_borg(site: Site) -> dict[str, str]:
     return {"borg": str(slow)}
 
 
-def _live(site: Site, client: str | None = None) -> list[limits.LiveSession]:
-    return [
-        one for one in limits.live(str(site.source.home)) if client is None or one.client == client
-    ]
+def _live(site: Site, client: str | None = None) -> list[LiveSession]:
+    return [one for one in live(str(site.source.home)) if client is None or one.client == client]
 
 
-def _until_live(site: Site, client: str, count: int) -> list[limits.LiveSession]:
-    def there() -> list[limits.LiveSession] | None:
+def _until_live(site: Site, client: str, count: int) -> list[LiveSession]:
+    def there() -> list[LiveSession] | None:
         found = [one for one in _live(site, client) if one.verb == "hello"]
         return found if len(found) == count else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from borg_pull.source import limits
+from borg_pull.source import limits, places
 from borg_pull.source.request import VERBS
 from tests.properties.checks import check_line
 
@@ -30,7 +30,7 @@ def check(data: bytes) -> str:
         # Never longer than one token takes, and then it is there, however the bucket was damaged.
         assert 0 <= wait <= -(-TOKEN // rate)
         assert wait == 0 or limits.draw(content, NOW + wait, rate, burst)[1] == 0
-    told = limits._told(place, PID, HOME)
+    told = places._told(place, PID, HOME)
     if told is None:
         return "nothing"
     # The admin's program, as root, prints it and opens the report.
@@ -59,7 +59,7 @@ def seeds() -> Iterable[bytes]:
 TARGET = Target(
     name="limits",
     check=check,
-    reaches={"borg_pull.source.limits": ("draw", "_parse", "_told")},
+    reaches={"borg_pull.source.limits": ("draw", "_parse"), "borg_pull.source.places": ("_told",)},
     weight=1,
     seeds=seeds,
     dictionary=(
