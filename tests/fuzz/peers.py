@@ -66,6 +66,12 @@ CALLER = Target(
 )
 
 
+@functools.cache
+def _no_signals() -> int:
+    """The reading end of a pipe in which no signal is ever noted."""
+    return os.pipe()[0]  # the other end stays open, too
+
+
 @contextlib.contextmanager
 def _standard_input(content: bytes) -> Iterator[None]:
     before = os.dup(0)
@@ -86,7 +92,7 @@ def check_passphrase(data: bytes) -> str:
     line, _, rest = data.partition(b"\n")
     with _standard_input(data):
         try:
-            found = passphrase.obtain(STDIN_RULES, TRUST, {})
+            found = passphrase.obtain(STDIN_RULES, TRUST, {}, _no_signals())
         except RequestError as error:
             check_line(error.line())
             if not error.line().startswith(REFUSALS):

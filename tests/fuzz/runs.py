@@ -60,7 +60,8 @@ def check_run(data: bytes) -> str:
     if reported is not None:
         assert 0 <= reported.bytes_to_peer < 2**63
         assert 0 <= reported.bytes_from_peer < 2**63
-    found = finding(ending, reported, ALLOWED, "luna", RULES, [])
+    locked = "locked down since yesterday" if ending.cause else None
+    found = finding(ending, reported, ALLOWED, "luna", RULES, [], locked)
     assert found.exit in EXITS[found.result]
     assert found.result == "error" or number in (0, 1, *range(100, 128), *range(199, 256))
     if found.message is not None:
