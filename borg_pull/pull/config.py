@@ -337,6 +337,13 @@ def default_path() -> Path:
     return of_user if of_user.exists() else OF_SYSTEM
 
 
+def path_to_make() -> Path:
+    """Where to begin a configuration when there is none yet."""
+    chosen = default_path()
+    is_system = chosen == OF_SYSTEM and os.geteuid() != 0 and not chosen.exists()
+    return OF_USER.expanduser() if is_system else chosen
+
+
 def load(path: Path) -> Config:
     """The configuration of ``path`` and the files beside it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -66,11 +66,18 @@ class Reading:
         return Config.model_validate({**self.once, **self.named})
 
 
-def examine(path: Path) -> Reading:
-    """Read and check everything; what is wrong is in the reading's ``faults``."""
+def examine(path: Path, added: tuple[Path, str] | None = None) -> Reading:
+    """Read and check everything; what is wrong is in the reading's ``faults``.
+
+    ``added`` is a file yet to be written, and its text.
+    """
     reading = Reading()
-    for file in (path, *_files_beside(path, reading)):
-        document = _document(file, reading)
+    documents: Iterable[tuple[Path, dict[str, Any] | None]] = (
+        (file, _document(file, reading)) for file in (path, *_files_beside(path, reading))
+    )
+    if added is not None:
+        documents = (*documents, (added[0], loads(added[1])))
+    for file, document in documents:
         for key, value in ({} if document is None else document).items():
             _take(reading, str(file), key, value, is_main=file == path)
     reading.faults += _contradictions(reading)
