@@ -134,7 +134,7 @@ def _credential(name: str) -> bytes:
     if found is None:
         raise ConfigurationError(
             f"there is no credential {name}",
-            f"give the service LoadCredential={name}:FILE, or store it with: "
+            "have systemd load it for the service (LoadCredential), or store it with: "
             f"secret-tool store --label=borg-pull service {SERVICE} username {name}",
         )
     return _first_line(found.encode("utf-8"), f"credential {name}")
@@ -153,14 +153,15 @@ def _stored(name: str) -> str | None:
     # A tenth of a second to import, for the few who use it.
     import keyring
     from keyring.backends.fail import Keyring as NoKeyring
-    from keyring.errors import KeyringError
 
     store = keyring.get_keyring()
     if isinstance(store, NoKeyring):
         return None
     try:
         return store.get_password(SERVICE, name)
-    except KeyringError as error:
+    except Exception as error:
+        # What a store's own transport raises goes through keyring as it is.
+        said = str(error) or type(error).__name__
         raise ConfigurationError(
-            f"credential {name}: the secret store does not answer: {error}"
+            f"credential {name}: the secret store does not answer: {said}"
         ) from error
