@@ -17,7 +17,7 @@ import stat
 import time
 
 from borg_pull.digest import sha256
-from borg_pull.errors import AuditError
+from borg_pull.errors import SHORTAGES, AuditError
 from borg_pull.record import Record
 from borg_pull.trust import is_at, open_past_socket
 
@@ -489,10 +489,7 @@ def _refused(error: OSError, path: str) -> AuditError:
     return AuditError(f"audit log {named}: {os.strerror(number).lower()}", _HINTS.get(number))
 
 
-_HINTS = {
-    errno.ENOSPC: "free some space on its file system",
-    errno.EDQUOT: "the account's quota is used up",
-    errno.EFBIG: "a file size limit stands in the way (ulimit -f)",
+_HINTS = SHORTAGES | {
     errno.EACCES: "the account this runs as must be able to read and write it",
     errno.EPERM: "the account this runs as must be able to read and write it",
     errno.ENOENT: "make the directory, owned by the account this runs as",
@@ -501,6 +498,4 @@ _HINTS = {
     errno.ENXIO: "it must be a regular file; move this away",
     errno.EISDIR: "it must be a regular file, not a directory",
     errno.EROFS: "its file system is mounted read-only",
-    errno.EMFILE: "too many files are open in this process (ulimit -n)",
-    errno.ENFILE: "too many files are open on this machine",
 }

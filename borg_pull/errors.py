@@ -6,6 +6,8 @@ The table of exit codes in ``docs/protocol.md`` is generated from this module, a
 
 from __future__ import annotations
 
+import errno
+
 from borg_pull.credentials import masked
 
 # Exit codes of a borg that ran.
@@ -58,7 +60,12 @@ class InternalError(BorgPullError):
 
 class SystemRefusedError(BorgPullError):
     exit_code = 71
-    meaning = "the system refused (fork, exec, capability)"
+    meaning = "the system refused (fork, exec, capability), or something has run out"
+
+    @classmethod
+    def because(cls, what: str, error: OSError) -> SystemRefusedError:
+        """That ``what`` failed with ``error``, and what to do where something has run out."""
+        return cls(f"{what}: {error.strerror}", SHORTAGES.get(error.errno or 0))
 
 
 class AuditError(BorgPullError):
@@ -90,6 +97,18 @@ class NotAllowedError(BorgPullError):
 class ConfigurationError(BorgPullError):
     exit_code = 78
     meaning = "the configuration is wrong or not trustworthy"
+
+
+SHORTAGES = {
+    errno.ENOSPC: "free some space on its file system, or inodes",
+    errno.EDQUOT: "the account's quota is used up",
+    errno.EFBIG: "a file size limit stands in the way (ulimit -f)",
+    errno.EMFILE: "too many files are open in this process (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.EAGAIN: "the account may have no more processes (ulimit -u, TasksMax)",
+    errno.ENOMEM: "memory has run out, or a limit on it stands in the way",
+}
+"""What to do where something has run out. All of it passes: the next request needs no mending."""
 
 
 def printable(text: str) -> str:

@@ -697,7 +697,7 @@ def test_a_full_disk_leaves_no_half_record(tiny_disk: Path, sync: bool) -> None:
     ballast.write_bytes(b"x" * 20_000)
     error = fill_until_refused(path)
     assert error.line() == (
-        f"audit log {path}: no space left on device; free some space on its file system"
+        f"audit log {path}: no space left on device; free some space on its file system, or inodes"
     )
     lines = path.read_bytes().splitlines(keepends=True)
     assert lines[-1].endswith(b'"}\n')

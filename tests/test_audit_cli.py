@@ -853,6 +853,13 @@ def test_the_table(run: Run, told: Path) -> None:
     assert action[1:] == ["-", "action_start", "4b4d4b1e", "192.0.2.7", "action=stop timeout=5"]
 
 
+def test_an_answer_in_the_table(run: Run, path: Path) -> None:
+    argv = ["/usr/bin/borg", "--version"]
+    fields: dict[str, Any] = {"verb": "hello", "argv": argv, "exit": 0, "duration": 0.25}
+    AuditLog(str(path), sync=False).append("answered", common(), fields)
+    assert run("show", path).out.splitlines()[1].endswith("  hello, exit 0, 0.2 s")
+
+
 @pytest.mark.parametrize("columns", [None, "80"])
 def test_no_line_of_the_table_ends_in_blanks(run: Run, told: Path, columns: str | None) -> None:
     if columns is None:

@@ -145,6 +145,21 @@ def test_of_a_traceback_the_exception_is_recorded(prefix: bytes) -> None:
     assert found(ending(2, stderr=tail)).error == "OSError: [Errno 28] No space left on device"
 
 
+def test_a_self_test_that_found_no_room_is_no_bug_of_borg_s() -> None:
+    said = (
+        b"self test test_resize (borg.testsuite.hashindex) FAILED:\n"
+        b"  File hashindex.pyx, line 119\n"
+        b"OSError: [Errno 28] No space left on device\n\n"
+        b"self test failed\nCould be a bug either in Borg, the package or your hardware.\n"
+    )
+    end = found(ending(2, stderr=said))
+    assert end.message == (
+        "borg's test of itself failed (OSError: [Errno 28] No space left on device); "
+        "see that there is room on the disk of runtime.home, and memory"
+    )
+    assert (end.exit, end.error) == (2, end.message)
+
+
 @pytest.mark.parametrize(
     ("said", "word"),
     [

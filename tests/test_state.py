@@ -23,6 +23,7 @@ from borg_pull.source.state import (
     Claim,
     claim,
     find_own_directory,
+    note,
     own_directory,
     places,
     prepare,
@@ -47,8 +48,14 @@ def _to(directory: Path) -> list[str]:
     return [str(directory.parent), str(directory)]
 
 
-def held(state: Path, repository: str = "/r", note: str = NOTE) -> Claim:
-    return claim(str(state), repository, note)
+def held(state: Path, repository: str = "/r", text: str = NOTE) -> Claim:
+    found = claim(str(state), repository)
+    try:
+        note(found, text)
+    except SystemRefusedError:
+        os.close(found.descriptor)
+        raise
+    return found
 
 
 def test_what_is_missing_is_made_for_the_account_alone(state: Path) -> None:
@@ -234,8 +241,9 @@ def test_a_planted_report_is_replaced(state: Path, tmp_path: Path) -> None:
 
 HOLDER = """
 import os, sys, time
-from borg_pull.source.state import claim
-claim(sys.argv[1], "/r", sys.argv[2])
+from borg_pull.source.state import claim, note
+held = claim(sys.argv[1], "/r")
+note(held, sys.argv[2])
 print("held", flush=True)
 time.sleep(1000)
 """
@@ -338,8 +346,8 @@ def test_no_room_for_the_note(state: Path) -> None:
 
 
 def test_a_shorter_note_leaves_nothing_of_a_longer_one(state: Path) -> None:
-    os.close(held(state, note=NOTE * 3).descriptor)
-    os.close(held(state, note="short").descriptor)
+    os.close(held(state, text=NOTE * 3).descriptor)
+    os.close(held(state, text="short").descriptor)
     found = held(state)
     assert found.interrupted == "short"
     release(found, ended=True)

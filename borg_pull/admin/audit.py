@@ -929,7 +929,11 @@ def _detail(record: Mapping[str, Any]) -> str:
         words += map(_plain, paths if isinstance(paths, list) else [paths])
         return " ".join(word for word in words if word)
     if event == "complete":
-        return ", ".join(_outcome(record))
+        return ", ".join(
+            (f"{_plain(record.get('verb'))} {_plain(record.get('result'))}", *_outcome(record))
+        )
+    if event == "answered":
+        return ", ".join((_plain(record.get("verb")), *_outcome(record)))
     if event in ("lockdown_on", "lockdown_off"):
         reason = "" if record.get("reason") is None else f": {_plain(record['reason'])}"
         return f"by {_plain(record.get('by'))}{reason}"
@@ -939,7 +943,6 @@ def _detail(record: Mapping[str, Any]) -> str:
 
 
 def _outcome(record: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{_plain(record.get('verb'))} {_plain(record.get('result'))}"
     for key, words in (("borg_code", "borg"), ("signal", "signal"), ("exit", "exit")):
         if record.get(key) is not None:
             yield f"{words} {_plain(record[key])}"

@@ -77,7 +77,7 @@ class Ruleset:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise SystemRefusedError(f"cannot open {path}: {error.strerror}") from error
+            raise SystemRefusedError.because(f"cannot open {path}", error) from error
         try:
             self.allow(descriptor, access)
         finally:

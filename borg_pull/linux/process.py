@@ -78,7 +78,7 @@ def children() -> list[int]:
     try:
         descriptor = os.open("/proc/thread-self/children", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise SystemRefusedError(f"cannot list child processes: {error.strerror}") from error
+        raise SystemRefusedError.because("cannot list child processes", error) from error
     try:
         return [int(word) for word in os.read(descriptor, 64 * 1024).split()]
     finally:
@@ -115,7 +115,7 @@ def open_stat(pid: int) -> int:
     try:
         return os.open(f"/proc/{pid}/stat", os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
-        raise SystemRefusedError(f"process {pid} has ended: {error.strerror}") from error
+        raise SystemRefusedError.because(f"cannot look at process {pid}", error) from error
 
 
 def ancestors(pid: int) -> list[tuple[int, int]]:

@@ -25,13 +25,13 @@ def output_of(
     be started, does not end within ``timeout`` seconds or fails, and EndedError, having killed it,
     for a signal that ``watch`` notes.
     """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
         process.become_subreaper()
         parent = os.getpid()
         pid = os.fork()
     except OSError as error:
-        raise SystemRefusedError(f"cannot start {argv[0]}: {error.strerror}") from error
+        raise SystemRefusedError.because(f"cannot start {argv[0]}", error) from error
     if pid == 0:
         _become(argv, environment, writer, parent)
     os.close(writer)
@@ -48,6 +48,9 @@ def output_of(
     except TimeoutError:
         _kill_group(pid)
         raise SystemRefusedError(f"{argv[0]} did not end within {timeout:.0f} seconds") from None
+    except OSError as error:
+        _kill_group(pid)
+        raise SystemRefusedError.because(f"cannot wait for {argv[0]}", error) from error
     finally:
         _, status = os.waitpid(pid, 0)
         process.end_descendants()

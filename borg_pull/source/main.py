@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import time
 
 from borg_pull import PROTOCOL_VERSION, __version__
 from borg_pull.audit import AuditLog, Common, encode, is_session, new_session
 from borg_pull.errors import (
+    SHORTAGES,
     AuditError,
     BorgPullError,
     BusyError,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "borg-pull-source"
 _VERSION_TIMEOUT = 60.0  # seconds; borg may have to be read from a slow disk
+_LAST_WORDS = 5  # seconds a slow peer has to make room for what we say
 # Two for each of the most paths a request can name, and then some.
 _DESCRIPTORS = 2048
 
@@ -142,10 +145,14 @@ def _run_borg(request: Request, admitted: Admitted) -> int:
     state.prepare(borg.directories(runtime, client), admitted.trust)
     own = state.own_directory(borg.client_directory(runtime, client), admitted.trust)
     locks = borg.lock_directory(runtime, client)
-    held = state.claim(locks, allowed.repository, _lock_note(allowed, trail))
+    held = state.claim(locks, allowed.repository)
+    run: session.Run | None = None
+    is_settled = False
     try:
         admitted.place.tell(allowed.verb, held.report_path)
         _record_interrupted(held, trail)
+        is_settled = True
+        state.note(held, _lock_note(allowed, trail))
         roots = confine.open_roots(allowed.grants, refuse_empty=rules.refuse_empty)
         forwarded = peer.forwarded_socket(borg.socket_path(runtime, client, allowed.nonce))
         secret = _passphrase(admitted, own)
@@ -174,15 +181,18 @@ def _run_borg(request: Request, admitted: Admitted) -> int:
         lost = [root.path for root in roots if not root.is_in_place()]
         why = _lockdown(admitted.invocation) if ending.is_by_signal() else None
         found = finding(ending, reported, allowed, client, rules, lost, why)
-        _clean_up(forwarded, found, reported)
         _record_end(trail, ending, found, reported)
+        _clean_up(forwarded, found, reported)
     except Exception as error:
         fault = _end(error, admitted.invocation)
-        trail.fail(fault)
+        if run is None:
+            trail.fail(fault)
+        else:
+            trail.fail(fault, "killed" if run.abandon() else "error")
         raise fault from error
     finally:
         # With no end on record, the note stays for the next run to record it.
-        state.release(held, ended=not trail.is_started)
+        state.release(held, ended=is_settled and not trail.is_started)
     _tell(found, ending, allowed, trail)
     return found.exit
 
@@ -337,7 +347,7 @@ def _remove_own_socket(invocation: Invocation, settings: Settings, fault: BorgPu
     # The client's plain name serves the run under way when another is why this one is busy.
     is_in_use = isinstance(fault, BusyError) and not isinstance(fault, LimitedError)
     if nonce is not None or not is_in_use:
-        peer.remove_unless_foreign(borg.socket_path(settings.runtime, invocation.client, nonce))
+        _remove_unless_foreign(borg.socket_path(settings.runtime, invocation.client, nonce))
 
 
 def _judged(request: Request, client: str, rules: ClientRules) -> Allowed:
@@ -394,8 +404,17 @@ def _clean_up(
     if served:
         peer.remove_socket(forwarded)
     else:
-        peer.remove_unless_foreign(forwarded.path)
+        _remove_unless_foreign(forwarded.path)
     peer.remove_deserted(os.path.dirname(forwarded.path))
+
+
+def _remove_unless_foreign(path: str) -> None:
+    try:
+        peer.remove_unless_foreign(path)
+    except OSError:
+        # No descriptor to ask with, which changes nothing about this request's end. The next one
+        # removes what is left.
+        return
 
 
 def _record_start(
@@ -489,12 +508,9 @@ def _answer_hello(admitted: Admitted) -> int:
     _check_runtime(settings, admitted.trust)
     admitted.place.tell("hello", None)
     command = borg.version_command(runtime)
-    # Borg tells its version without the capability, and without a confinement of its own.
-    alone = confine.Confinement(capability=False, no_new_privs=True, landlock=None, seccomp=False)
     confinement = confine.planned(settings.confine.landlock)
     started = time.monotonic()
     check_endings(admitted.watch)
-    trail.start(command.argv, None, None, (), alone.as_fields())
     version = output_of(
         command.argv,
         command.environment,
@@ -502,20 +518,8 @@ def _answer_hello(admitted: Admitted) -> int:
         limit=1024,
         watch=admitted.watch,
     )
+    trail.answered(command.argv, round(time.monotonic() - started, 3))
     socket_dir = runtime.socket_dir.rstrip("/") or "/"
-    trail.complete(
-        Outcome(
-            result="success",
-            borg_code=0,
-            exit=0,
-            signal=None,
-            duration=round(time.monotonic() - started, 3),
-            bytes_to_peer=None,
-            bytes_from_peer=None,
-            archive_stats=None,
-            error=None,
-        )
-    )
     answer: JSONValue = {
         "type": "hello",
         "program": PROGRAM,
@@ -552,6 +556,8 @@ def _fault(error: Exception) -> BorgPullError:
         return error
     if isinstance(error, MemoryError):
         return SystemRefusedError("out of memory", "look for a limit on this account (ulimit -v)")
+    if isinstance(error, OSError) and error.errno in SHORTAGES:
+        return SystemRefusedError.because("the system refused", error)
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -568,8 +574,13 @@ def _say(line: str) -> None:
 
 
 def _write(descriptor: int, line: str) -> None:
+    data = line.encode("ascii", "backslashreplace") + b"\n"
+    room = select.poll()
+    room.register(descriptor, select.POLLOUT)
     try:
-        os.write(descriptor, line.encode("ascii", "backslashreplace") + b"\n")
+        # A peer that reads nothing must not keep this process for ever.
+        while data and room.poll(_LAST_WORDS * 1000):
+            data = data[os.write(descriptor, data[: select.PIPE_BUF]) :]
     except OSError:
         # The peer is gone; the audit log has it all.
         return

@@ -115,6 +115,11 @@ def _borg_failed(
         if marker in ending.stderr_tail:
             return _failed(message)
     error = _last_words(ending.stderr_tail)
+    if b"self test failed" in ending.stderr_tail:
+        return _failed(
+            f"borg's test of itself failed ({error}); "
+            "see that there is room on the disk of runtime.home, and memory"
+        )
     if failure is not None:
         return Finding(
             exit=BORG_ERROR,
@@ -157,6 +162,9 @@ _AROUND_AN_EXCEPTION = (
     "sys.argv: ",
     "SSH_ORIGINAL_COMMAND: ",
     "If you reported",
+    # It says so of a full disk, too.
+    "self test failed",
+    "Could be a bug either in Borg",
 )
 
 

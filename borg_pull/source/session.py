@@ -70,6 +70,7 @@ class Run:
         self._relays = relays
         self._watch = watch
         self._started = started
+        self._has_ended = False
         self._cause: str | None = None
         self._ask_at: float | None = None
         self._kill_at: float | None = None
@@ -85,11 +86,25 @@ class Run:
             self._pass_output_on(ready)
             if ready.get(process_descriptor):
                 _, status = os.waitpid(self._pid, 0)
+                self._has_ended = True
                 process.end_descendants()
                 self._give_up_at = time.monotonic() + _DRAIN
             self._keep_deadlines()
         os.close(process_descriptor)
         return self._ending(status)
+
+    def abandon(self) -> bool:
+        """Kill borg and all it started, since who was to wait for it cannot; False if it has
+        ended by itself."""
+        if self._has_ended:
+            return False
+        self._send(SIGKILL)
+        try:
+            process.end_descendants()
+        except (OSError, SystemRefusedError):
+            # What is left of it dies with this process.
+            return True
+        return True
 
     def _poll(self, process_descriptor: int | None) -> dict[int, int]:
         poll = select.poll()
@@ -204,7 +219,7 @@ def start(
         parent = os.getpid()
         pid = os.fork()
     except OSError as error:
-        raise SystemRefusedError(f"cannot start borg: {error.strerror}") from error
+        raise SystemRefusedError.because("cannot start borg", error) from error
     if pid == 0:
         streams = {target: writer for (_, writer), target in pipes}
         _become(

@@ -38,7 +38,7 @@ def prepare(directories: Sequence[str], trust: Trust) -> None:
         except FileExistsError:
             check_own_directory(directory, trust)
         except OSError as error:
-            raise SystemRefusedError(f"cannot create {directory}: {error.strerror}") from error
+            raise SystemRefusedError.because(f"cannot create {directory}", error) from error
 
 
 def _make_directory(path: str) -> None:
@@ -123,8 +123,8 @@ class Claim(Record):
     """Note of a holder that ended without releasing, as after kill -9 or a power cut."""
 
 
-def claim(directory: str, repository: str, note: str) -> Claim:
-    """Take the lock of this client and repository and write ``note`` into it.
+def claim(directory: str, repository: str) -> Claim:
+    """Take the lock of this client and repository.
 
     ``directory`` holds the client's locks and reports.
 
@@ -140,13 +140,12 @@ def claim(directory: str, repository: str, note: str) -> Claim:
             # comes next would then lock another file.
             if is_at(descriptor, path):
                 _make_report(report_path)
-                _write_note(descriptor, note)
                 return Claim(
                     descriptor=descriptor, report_path=report_path, interrupted=interrupted
                 )
         except OSError as error:
             os.close(descriptor)
-            raise SystemRefusedError(f"cannot write to {directory}: {error.strerror}") from error
+            raise SystemRefusedError.because(f"cannot write to {directory}", error) from error
         except BusyError:
             os.close(descriptor)
             raise
@@ -166,7 +165,7 @@ def _open_lock(path: str) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise ConfigurationError(f"{path} is a symbolic link", "remove it") from error
-        raise SystemRefusedError(f"cannot open {path}: {error.strerror}") from error
+        raise SystemRefusedError.because(f"cannot open {path}", error) from error
 
 
 def _make_room(directory: str) -> None:
@@ -219,13 +218,28 @@ def _note(descriptor: int) -> str | None:
     return os.pread(descriptor, _MAX_NOTE, 0).decode("ascii", "replace").partition("\n")[0] or None
 
 
+def note(held: Claim, text: str) -> None:
+    """Say in the lock who holds it.
+
+    Not before the end of the run that left its note there is on record: with the note would go
+    what is known of it. Raises SystemRefusedError.
+    """
+    try:
+        _write_note(held.descriptor, text)
+    except OSError as error:
+        place = os.path.dirname(held.report_path)
+        raise SystemRefusedError.because(f"cannot write to {place}", error) from error
+
+
 def _write_note(descriptor: int, note: str) -> None:
     """Replace the note; on a full disk the old one stays, for whoever comes next to record.
 
     A note is the file's first line. What an older one left behind it is not cut off, because
     truncating a file costs ext4 1 to 2 ms.
     """
-    os.pwrite(descriptor, f"{note}\n".encode("ascii"), 0)
+    content = f"{note}\n".encode("ascii")
+    if os.pwrite(descriptor, content, 0) != len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def release(held: Claim, *, ended: bool) -> None:
@@ -236,7 +250,7 @@ def release(held: Claim, *, ended: bool) -> None:
         if ended:
             _write_note(held.descriptor, "")
     except OSError as error:
-        raise SystemRefusedError(f"cannot clear {held.report_path}: {error.strerror}") from error
+        raise SystemRefusedError.because(f"cannot clear {held.report_path}", error) from error
     finally:
         os.close(held.descriptor)
 

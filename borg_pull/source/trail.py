@@ -1,4 +1,6 @@
-"""The audit records of one request: at least one, and exactly one `complete` for each `start`."""
+"""The audit records of one request: at least one, and exactly one `complete` for each `start`.
+
+`refused` and `answered` stand alone."""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import os
 
 from borg_pull.audit import Common
 from borg_pull.credentials import masked_request
-from borg_pull.errors import AuditError, EndedError
+from borg_pull.errors import AuditError
 from borg_pull.record import Record
 
 TYPE_CHECKING = False
@@ -20,6 +22,7 @@ _MAX_REQUEST_RECORDED = 8 * 1024  # characters
 _MAX_UNLIMITED_RECORDED = 256  # characters; a flood is to fill the disk slowly
 # Characters behind those, by which a password that the cut falls into is known for one.
 _BEHIND_THE_CUT = 4 * 1024
+_RESERVE = 3  # descriptors: sidecar and log, and the directory of a new log that is synced
 
 
 class Outcome(Record):
@@ -50,6 +53,8 @@ class Trail:
         self._verb: str | None = None
         self.is_started = False
         self._has_ended = False
+        # So that what fails for want of descriptors can be recorded.
+        self._reserve = [os.dup(0) for _ in range(_RESERVE)]
 
     @property
     def session(self) -> str:
@@ -82,6 +87,18 @@ class Trail:
         )
         error.is_recorded = True
 
+    def answered(self, argv: Sequence[str], duration: float) -> None:
+        """Record that a question was answered, with what ``argv`` told. Raises AuditError.
+
+        One record, of what has happened: a start would stay open where the end found no room.
+        """
+        self._log.append(
+            "answered",
+            self._common,
+            {"verb": self._verb, "argv": list(argv), "exit": 0, "duration": duration},
+        )
+        self._has_ended = True
+
     def start(
         self,
         argv: Sequence[str],
@@ -109,22 +126,27 @@ class Trail:
         """Record how the run ended. Raises AuditError."""
         self._complete(self._common, self._verb, outcome)
         self.is_started = False
+        self._has_ended = True
 
     def complete_interrupted(self, session: str, verb: str) -> None:
         """Record the end of an earlier run that was killed before it could. Raises AuditError."""
         outcome = _nothing_known("interrupted", None, "the forced command was killed")
         self._complete(_common_of(self._common, session), verb, outcome)
 
-    def fail(self, error: BorgPullError) -> None:
-        """Record ``error`` as the end of this request, whichever step it had reached, once."""
+    def fail(self, error: BorgPullError, result: str = "not_run") -> None:
+        """Record ``error`` as the end of this request, whichever step it had reached, once.
+
+        ``result`` is that of a request that had started.
+        """
         if self._has_ended:
             return
         self._has_ended = True
+        for descriptor in self._reserve:
+            os.close(descriptor)
         if self.is_started and isinstance(error, AuditError):
             # The run's end is what could not be recorded; its next run does that.
             return
         if self.is_started:
-            result = "killed" if isinstance(error, EndedError) else "not_run"
             self.complete(_nothing_known(result, error.exit_code, error.line()))
             error.is_recorded = True
         else:

@@ -164,5 +164,8 @@ def test_hello_tells_what_a_driver_needs(site: Site) -> None:
     assert told["confinement"]["no_new_privs"] is True
     assert isinstance(told["protocol"], int)
     assert told["version"]
-    assert site.source.audit(event="complete", verb="hello")
+    (record,) = site.source.audit()
+    assert (record["event"], record["verb"], record["exit"]) == ("answered", "hello", 0)
+    assert record["argv"] == [str(site.borg), "--version"]
+    assert record["duration"] > 0
     site.source.assert_chain()

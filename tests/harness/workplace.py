@@ -178,7 +178,15 @@ def _remove_run(run: Path) -> None:
     _kill(lambda process: str(run) in process.command)
     if IS_ROOT:
         _remove_accounts(_names(run))
+        for place in _mounted_below(run):
+            _run(["umount", "--lazy", place])
     shutil.rmtree(run, ignore_errors=True)
+
+
+def _mounted_below(run: Path) -> list[str]:
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    places = [line.split(" ")[1] for line in lines]
+    return [place for place in places if place.startswith(f"{run}/")]
 
 
 def _remove_accounts(names: list[str]) -> None:
