@@ -188,8 +188,14 @@ def _write(descriptor: int, content: bytes, offset: int) -> None:
 
 def refused(what: str, error: OSError) -> SystemRefusedError:
     """The error for a file that cannot be used."""
-    hint = "remove the link" if error.errno == errno.ELOOP else None
-    return SystemRefusedError(f"cannot use {what}: {error.strerror}", hint)
+    if error.errno == errno.ELOOP:
+        return SystemRefusedError(f"cannot use {what}: it is a link", "remove it")
+    if error.errno == errno.EAGAIN:
+        return SystemRefusedError(
+            f"cannot use {what}: another process holds the lock",
+            "look for a stopped borg-pull process with: fuser -v on this file",
+        )
+    return SystemRefusedError.because(f"cannot use {what}", error)
 
 
 def draw(content: bytes, now: int, requests_per_hour: int, burst: int) -> tuple[bytes, int]:
