@@ -18,14 +18,20 @@ import pytest
 
 from borg_pull.errors import BusyError
 from borg_pull.source import state
-from borg_pull.source.state import MAX_LOCKS, Claim, claim, release
+from borg_pull.source.state import MAX_LOCKS, Claim, claim, note, release
 from tests.harness.site import Site
 
 NOTE = "create since 2026-11-21T00:00:00Z, pid 1, session s"
 
 
+def taken(directory: str, repository: str) -> Claim:
+    held = claim(directory, repository)
+    note(held, NOTE)
+    return held
+
+
 def ran(directory: Path, repository: str) -> None:
-    release(claim(str(directory), repository, NOTE), ended=True)
+    release(taken(str(directory), repository), ended=True)
 
 
 def locks(directory: Path) -> set[str]:
@@ -47,8 +53,8 @@ def test_the_number_of_locks_is_bounded(tmp_path: Path) -> None:
 
 def test_what_somebody_needs_stays(tmp_path: Path) -> None:
     """A run under way, and the note of one that was killed: the next one is to record its end."""
-    held = claim(str(tmp_path), "/held", NOTE)
-    killed = claim(str(tmp_path), "/killed", NOTE)
+    held = taken(str(tmp_path), "/held")
+    killed = taken(str(tmp_path), "/killed")
     os.close(killed.descriptor)
     for number in range(2 * MAX_LOCKS):
         ran(tmp_path, f"/r{number}")
@@ -56,8 +62,8 @@ def test_what_somebody_needs_stays(tmp_path: Path) -> None:
     assert Path(held.report_path).exists()
     assert Path(killed.report_path).exists()
     with pytest.raises(BusyError):
-        claim(str(tmp_path), "/held", NOTE)
-    again = claim(str(tmp_path), "/killed", NOTE)
+        taken(str(tmp_path), "/held")
+    again = taken(str(tmp_path), "/killed")
     assert again.interrupted == NOTE
     release(again, ended=True)
     release(held, ended=True)
@@ -103,11 +109,11 @@ def test_a_lock_removed_between_opening_and_locking_is_not_taken_for_one(
         real(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    held = claim(str(tmp_path), "/r", NOTE)
+    held = taken(str(tmp_path), "/r")
     assert not removals
     assert os.fstat(held.descriptor).st_ino == os.stat(path).st_ino
     with pytest.raises(BusyError):
-        claim(str(tmp_path), "/r", NOTE)
+        taken(str(tmp_path), "/r")
     release(held, ended=True)
 
 
@@ -123,7 +129,7 @@ def test_who_removes_a_lock_keeps_it_until_it_is_gone(
         if target == path and not tried:
             tried.append(None)
             with pytest.raises(BusyError):
-                claim(str(tmp_path), "/r", NOTE)
+                taken(str(tmp_path), "/r")
         real(target)
 
     monkeypatch.setattr(os, "unlink", unlink)
@@ -145,7 +151,8 @@ held = 0
 for _ in range(rounds):
     name = str(random.randrange(5))
     try:
-        claim = state.claim(directory + "/locks", "/" + name, "create since x")
+        claim = state.claim(directory + "/locks", "/" + name)
+        state.note(claim, "create since x")
     except BusyError:
         continue
     held += 1

@@ -167,10 +167,11 @@ def check_note(data: bytes) -> str:
     """What a lock file holds when its holder died, or was made to say something else."""
     path = Path(state.places(_locks(), "/r")[0])
     path.write_bytes(data)
-    held = state.claim(_locks(), "/r", NOTE)
+    held = state.claim(_locks(), "/r")
+    state.note(held, NOTE)
     try:
         try:
-            state.claim(_locks(), "/r", NOTE)
+            state.claim(_locks(), "/r")
         except BusyError as error:
             told = error.line()
         else:
