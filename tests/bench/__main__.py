@@ -21,7 +21,7 @@ from tests.harness.workplace import Workplace
 from . import appends, backup, forced, throughput
 from .figures import SCHEMA, Section
 
-LETTERS = "abcdef"
+LETTERS = "abcdefg"
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Scale:
     second_files: int
     appends: int
     records: int
+    confined_pulls: int
 
 
 FULL = Scale(
@@ -51,6 +52,7 @@ FULL = Scale(
     second_files=50_000,
     appends=5,
     records=8000,
+    confined_pulls=4,
 )
 QUICK = Scale(
     starts=30,
@@ -63,6 +65,7 @@ QUICK = Scale(
     second_files=5_000,
     appends=2,
     records=1600,
+    confined_pulls=2,
 )
 # For the test of this program: everything runs, nothing is worth reading.
 TINY = Scale(
@@ -76,6 +79,7 @@ TINY = Scale(
     second_files=50,
     appends=1,
     records=64,
+    confined_pulls=1,
 )
 
 
@@ -166,6 +170,9 @@ def _parts(options: argparse.Namespace) -> dict[str, Callable[[Workplace], Secti
         ),
         "e": lambda workplace: forced.memory(workplace, scale.memory),
         "f": lambda workplace: appends.appends(workplace, scale.appends, scale.records),
+        "g": lambda workplace: backup.confinement(
+            workplace, options.borg, repeats=scale.confined_pulls, files=scale.second_files
+        ),
     }
 
 

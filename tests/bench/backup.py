@@ -2,6 +2,8 @@
 
 All three run the same borg on the same data over the same private sshd on loopback, into fresh
 repositories without encryption, with lz4.
+
+(g): what the kernel's confinement of borg costs a whole pull.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ OURS = "borg-pull"
 PUSH = "push by ssh"
 BY_HAND = "ssh -R, socat and a script"
 AT_OR_BELOW = Aim(at_most=True, bound=1.0)
+CONFINED = "confined"
+UNCONFINED = "not confined"
+UNCHANGED_PULLS = 4  # after each of new files
 
 
 class Way:
@@ -197,20 +202,80 @@ def pulls(
     return section
 
 
+def confinement(workplace: Workplace, borg: Path, *, repeats: int, files: int) -> Section:
+    """Pulls of many files into a new repository, and then of the same ones, unchanged."""
+    section = Section("g", f"whole pulls of {files:,} files, confined and not")
+    with _source(workplace, borg) as (server, source):
+        ways = [
+            _confined(workplace, server, source, name, landlock)
+            for name, landlock in ((CONFINED, "required"), (UNCONFINED, "off"))
+        ]
+        tree = source.tree("many")
+        data.many(tree, files)
+        data.give(tree, source.account.uid, source.account.gid)
+        found: dict[tuple[str, str], list[float]] = {}
+        for turn in range(repeats):
+            repositories = {way.name: way.repository(turn) for way in ways}
+            for pull in range(1 + UNCHANGED_PULLS):
+                files_are = "unchanged" if pull else "new"
+                for way in (ways, ways[::-1])[(turn + pull) % 2]:
+                    os.sync()
+                    seconds = way.save(tree, repositories[way.name], f"measured-{pull}")
+                    found.setdefault((files_are, way.name), []).append(seconds)
+                    cpu = found.setdefault((f"{files_are}, processor time", way.name), [])
+                    cpu.append(way.processor_time())
+            for repository in repositories.values():
+                shutil.rmtree(repository.path)
+    for label in dict.fromkeys(label for label, _ in found):
+        ours, reference = (
+            Measure(f"{label}, {name}", "s", found[label, name]) for name in (CONFINED, UNCONFINED)
+        )
+        section.measures += [ours, reference]
+        aim = Aim(at_most=True, bound=1.02)
+        section.ratios.append(Ratio(f"{label}, {CONFINED} / {UNCONFINED}", ours, reference, aim))
+    return section
+
+
+class Confined(Pulled):
+    """A pull of ours, with the processor time that the forced command and borg took."""
+
+    def __init__(self, name: str, peer: Peer, source: Source, landlock: str, times: Path) -> None:
+        super().__init__(name, peer, source.state(landlock), source.socket(landlock))
+        self._times = times
+
+    def processor_time(self) -> float:
+        """Seconds, of the last run and all it waited for."""
+        # Of the shell and of its children: user and system time, each as 0m0.000s.
+        words = self._times.read_text().split()
+        return sum(
+            60 * int(minutes) + float(seconds.rstrip("s"))
+            for minutes, _, seconds in (word.partition("m") for word in words)
+        )
+
+
+def _confined(
+    workplace: Workplace, server: SshServer, source: Source, name: str, landlock: str
+) -> Confined:
+    """Our pull with ``confine.landlock`` as given, by a client and a configuration of its own."""
+    client = Peer(workplace, server, source, landlock, source.borg)
+    document = {
+        "runtime": source.runtime(),
+        "confine": {"landlock": landlock},
+        "client": {landlock: {"trees": [str(source.directory)], "allow_unknown_repository": True}},
+    }
+    configuration = source.write_configuration(toml(document), f"{landlock}.toml")
+    times = source.home / f"{landlock}.times"
+    client.authorize(
+        f"{source.programs.source} {configuration} {landlock}; code=$?; times >{times}; exit $code"
+    )
+    return Confined(name, client, source, landlock, times)
+
+
 @contextlib.contextmanager
 def _ways(
     workplace: Workplace, borg: Path, peer: Path | None
 ) -> Iterator[tuple[Source, list[Way]]]:
-    # For the answers of `_other`.
-    server = SshServer(workplace, first=["AcceptEnv BORG_*"])
-    server.start()
-    try:
-        source = Source(
-            workplace,
-            workplace.account(),
-            builds.install("frozen", workplace, capable=IS_ROOT),
-            borg,
-        )
+    with _source(workplace, borg) as (server, source):
         ways: list[Way] = [
             _ours(workplace, server, source),
             Pushed(workplace, server, source, workplace.account()),
@@ -219,6 +284,16 @@ def _ways(
         if peer is not None:
             ways.append(_other(workplace, server, source, peer))
         yield source, ways
+
+
+@contextlib.contextmanager
+def _source(workplace: Workplace, borg: Path) -> Iterator[tuple[SshServer, Source]]:
+    # For the answers of `_other`.
+    server = SshServer(workplace, first=["AcceptEnv BORG_*"])
+    server.start()
+    try:
+        programs = builds.install("frozen", workplace, capable=IS_ROOT)
+        yield server, Source(workplace, workplace.account(), programs, borg)
     finally:
         server.stop()
 
