@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 
-from borg_pull.errors import ConfigurationError
+from borg_pull.errors import SHORTAGES, BorgPullError, ConfigurationError, SystemRefusedError
 from borg_pull.linux import paths
 from borg_pull.record import Record
 
@@ -46,7 +46,7 @@ def read_file(path: str, trust: Trust, *, limit: int, own: bool, secret: bool) -
         else:
             descriptor = os.open(path, flags)
     except OSError as error:
-        raise _unusable(path, _reason(error)) from error
+        raise _unreadable(path, error) from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -70,7 +70,7 @@ def read_file(path: str, trust: Trust, *, limit: int, own: bool, secret: bool) -
             content += block
         raise _unusable(path, f"is larger than {limit} bytes")
     except OSError as error:
-        raise _unusable(path, _reason(error)) from error
+        raise _unreadable(path, error) from error
     finally:
         os.close(descriptor)
 
@@ -204,6 +204,13 @@ def _check_owner_and_mode(path: str, status: os.stat_result, trust: Trust, *, ow
         if status.st_mode & stat.S_ISVTX:
             hint = "keep what must be trusted elsewhere"
         raise _unusable(path, "can be written by others", hint)
+
+
+def _unreadable(path: str, error: OSError) -> BorgPullError:
+    """It is no fault of the file's when there is no descriptor to open it by."""
+    if error.errno in SHORTAGES:
+        return SystemRefusedError.because(f"{path} cannot be read", error)
+    return _unusable(path, _reason(error))
 
 
 def _reason(error: OSError) -> str:

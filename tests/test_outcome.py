@@ -117,6 +117,12 @@ def test_a_peer_that_went_in_the_middle_is_named_and_borg_too() -> None:
     assert end.error == "the peer closed (borg: BrokenPipeError: [Errno 32] Broken pipe)"
 
 
+def test_a_wrap_that_fails_once_it_is_connected_is_not_the_peer_s_fault() -> None:
+    report = wrap_report(connected=True, failure=(71, "cannot start a thread"))
+    end = found(ending(2, stderr=b"Connection closed by remote host.\n"), report)
+    assert (end.exit, end.message) == (71, "cannot start a thread")
+
+
 def test_a_peer_that_never_said_a_word_serves_nothing() -> None:
     report = wrap_report(connected=True, failure=(69, "the peer closed"))
     end = found(ending(2, stderr=b"Connection closed by remote host.\n"), report)

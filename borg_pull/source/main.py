@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "borg-pull-source"
 _VERSION_TIMEOUT = 60.0  # seconds; borg may have to be read from a slow disk
-_LAST_WORDS = 5  # seconds a slow peer has to make room for what we say
+_LAST_WORDS = 2  # seconds a slow peer has to make room for what we say
 # Two for each of the most paths a request can name, and then some.
 _DESCRIPTORS = 2048
 

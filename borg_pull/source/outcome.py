@@ -98,15 +98,14 @@ def _borg_failed(
     ending: Ending, report: WrapReport | None, client: str, rules: ClientRules
 ) -> Finding:
     failure = None if report is None else report.failure
-    if report is not None and failure is not None and not report.connected:
-        code, message = failure
-        return Finding(exit=code, result="error", error=message, message=message)
     if report is not None and failure is not None and report.bytes_from_peer == 0:
-        message = (
-            "nobody serves the forwarded socket; start the listener on the backup server, "
-            "it may take one connection only"
-        )
-        return Finding(exit=SocketError.exit_code, result="error", error=message, message=message)
+        code, message = failure
+        if report.connected and code == SocketError.exit_code:
+            message = (
+                "nobody serves the forwarded socket; start the listener on the backup server, "
+                "it may take one connection only"
+            )
+        return Finding(exit=code, result="error", error=message, message=message)
     for variable, fault, key in _QUESTIONS:
         if variable in ending.stderr_tail and not getattr(rules, key):
             message = f"{fault}; if that is as it should be, set client.{client}.{key} = true"

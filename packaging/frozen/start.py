@@ -6,6 +6,7 @@ that file are found the ordinary way, in ``_internal``.
 """
 
 import sys
+from posix import _exit, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,7 +14,16 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
+_NAME = sys.executable.rpartition("/")[2]
 _HOME: str = sys._MEIPASS  # type: ignore[attr-defined]  # set by the bootloader
+
+
+def _cannot_start(kind: "type[BaseException]", error: BaseException, _trace: object) -> None:
+    """Where memory or descriptors do not suffice to load the program: one line, and 71 instead of
+    1, which would be borg's warning."""
+    line = f"{_NAME}: cannot start: {kind.__name__} {error}".rstrip()
+    write(2, line.encode("ascii", "backslashreplace") + b"\n")
+    _exit(71)
 
 
 class _PackFinder:
@@ -51,8 +61,11 @@ class _PackFinder:
 
 
 sys.frozen = True  # type: ignore[attr-defined]
+# What these two say goes to the peer. The others are people's.
+if _NAME in ("borg-pull-source", "borg-pull-socket-wrap"):
+    sys.excepthook = _cannot_start
 try:
-    _file = open(f"{_HOME}/{sys.executable.rpartition('/')[2]}.pack", "rb", buffering=0)
+    _file = open(f"{_HOME}/{_NAME}.pack", "rb", buffering=0)
 except OSError:
     pass  # started under another name: correct all the same, only slower
 else:

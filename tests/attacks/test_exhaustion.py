@@ -8,19 +8,28 @@ sound, no run's end is lost, and the next request succeeds without anybody's hel
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import random
+import resource
 import signal
+import socket
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from borg_pull.admin.audit import verify_files
+from borg_pull.audit import AuditLog, Common
+from borg_pull.errors import AuditError
 from tests.harness import processes
-from tests.harness.builds import FROZEN_14
+from tests.harness.builds import FROZEN_14, SOURCE_14
 from tests.harness.disk import Disk
 from tests.harness.fixtures import SiteMaker
-from tests.harness.peer import Pull, Repository
+from tests.harness.peer import Pull, Repository, Result
 from tests.harness.site import Site
 from tests.harness.wait import until
 
@@ -28,6 +37,7 @@ pytestmark = pytest.mark.needs_root
 
 HELD_AT = 500_000  # bytes to the repository: well into the data
 SIZE = 2 << 20
+SECONDS = 30.0
 
 MakeDisk = Callable[..., Disk]
 
@@ -264,3 +274,373 @@ def test_no_room_in_the_socket_directory(site: Site, make_disk: MakeDisk) -> Non
     assert json.dumps(str(site.source.socket("luna")))[1:-1] in site.source.audit()[0]["reason"]
     disk.empty()
     _succeeds(site, repository, data, "after")
+
+
+# Descriptors, processes, memory
+
+LIMITED = """\
+#!/usr/bin/python3 -I
+import os, resource
+kind, value = open({choice!r}).read().split()
+limit = int(value)
+if kind == "NPROC":
+    # On top of what the account has by now, threads and zombies too.
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            status = open(f"/proc/{{pid}}/status").read()
+        except OSError:
+            continue
+        fields = dict(line.split(":", 1) for line in status.splitlines())
+        if fields["Uid"].split()[0] == str(os.getuid()):
+            limit += int(fields["Threads"]) if fields["State"].split()[0] != "Z" else 1
+resource.setrlimit(getattr(resource, "RLIMIT_" + kind), (limit, limit))
+os.execv({program!r}, [{program!r}, {configuration!r}, "luna"])
+"""
+
+
+class Limited:
+    """A forced command under a limit that the test chooses for each request."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.data = _data(site)
+        _allow(site, self.data, request_burst=1000)
+        source = site.source
+        self._choice = source.directory / "limit"
+        program = source.directory / "limited"
+        program.write_text(
+            LIMITED.format(
+                choice=str(self._choice),
+                program=str(source.programs.source),
+                configuration=str(source.configuration),
+            )
+        )
+        program.chmod(0o755)
+        site.peer("luna", str(program))
+        self.repository = site.repository()
+        self._number = 0
+
+    def pull(self, kind: str, value: int, request: str = "create") -> tuple[Result, list[str]]:
+        """A request under the limit ``value`` of ``kind``, and the events it left."""
+        self._choice.write_text(f"{kind} {value}")
+        self._number += 1
+        before = len(self.site.source.audit())
+        repository = None
+        if request == "create":
+            request = f"create {self.repository.path} a{self._number} {self.data}"
+            repository = self.repository
+        result = self.site.pull(request, repository)
+        self.site.source.assert_nothing_left("luna" if repository else None)
+        return result, [record["event"] for record in self.site.source.audit()[before:]]
+
+    def succeeds_without(self) -> None:
+        """The control: with room, the very next request succeeds, and nothing was damaged."""
+        result, events = self.pull("NOFILE", 1024)
+        assert (result.exit, events) == (0, ["start", "complete"]), result.errors
+        assert f"a{self._number}" in self.repository.archives()
+        self.site.source.assert_chain()
+
+
+WHOLE = (["refused"], ["start", "complete"], ["answered"])
+"""What one request may leave in the log."""
+
+
+@pytest.fixture
+def limited(site: Site) -> Limited:
+    return Limited(site)
+
+
+def test_descriptors_run_out(limited: Limited) -> None:
+    """At each number of them some other step is the first to have none."""
+    found = set()
+    for most in range(8, 38, 3):
+        result, events = limited.pull("NOFILE", most)
+        assert events in WHOLE, (most, result.errors)
+        if result.exit != 0:
+            assert result.exit in (2, 71, 73, 75), (most, result.errors)
+            assert "too many open files" in result.errors.lower(), (most, result.errors)
+            assert "Traceback" not in result.errors or result.exit == 2
+        found.add(result.exit)
+    assert {0, 71} <= found
+    # Fewer do not suffice to record anything; the linker is the first to say so.
+    for most, code in ((3, 127), (4, 71), (6, 71)):
+        result, events = limited.pull("NOFILE", most, "nonsense")
+        assert (result.exit, events) == (code, []), result.errors
+    limited.succeeds_without()
+
+
+def test_a_machine_without_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENFILE: to bring it about for real would hit the whole machine."""
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    log = AuditLog(str(tmp_path / "audit.jsonl"), sync=False)
+    common = Common(session="0", client=None, key=None, address=None, port=None, pid=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(AuditError, match="too many open files in system") as caught:
+            log.append("refused", common, {})
+    assert caught.value.hint == "too many files are open on this machine"
+    log.append("refused", common, {})
+
+
+def test_processes_run_out(limited: Limited) -> None:
+    """No process for borg, none for the wrap, none for its threads."""
+    found = []
+    for more in range(5):
+        result, events = limited.pull("NPROC", more)
+        assert events == ["start", "complete"], (more, result.errors)
+        found.append(result.exit)
+        assert result.exit in (0, 2, 71), (more, result.errors)
+        if result.exit != 0:
+            said = ("Resource temporarily unavailable", "can't start new thread")
+            assert any(words in result.errors for words in said), (more, result.errors)
+    assert found[:2] == [71, 2]
+    assert found[-1] == 0
+    result, events = limited.pull("NPROC", 0, "hello")
+    assert (result.exit, events) == (71, ["refused"])
+    limited.succeeds_without()
+
+
+def test_sshd_has_no_process_for_the_request(site: Site) -> None:
+    """Nothing of ours has started, so nothing of ours is on record; sshd's log has it."""
+    data = _data(site)
+    _allow(site, data)
+    repository = site.repository()
+    daemon = site.server.daemon_pid
+    before = resource.prlimit(daemon, resource.RLIMIT_NPROC)
+    # sshd itself is root's, to whom the limit does not apply.
+    resource.prlimit(daemon, resource.RLIMIT_NPROC, (1, before[1]))
+    try:
+        result = site.pull(f"create {repository.path} a {data}", repository)
+    finally:
+        resource.prlimit(daemon, resource.RLIMIT_NPROC, before)
+    assert result.exit in (254, 255), result.errors
+    assert site.source.audit() == []
+    # Its sshd had bound the socket before, and left it.
+    assert site.source.socket("luna").exists()
+    assert site.pull("hello").exit == 0
+    _succeeds(site, repository, data, "after")
+
+
+def test_memory_runs_out(limited: Limited) -> None:
+    """In MB of address space: too few for the program, for borg to load, for its self-test."""
+    for megabytes, codes in ((5, {255}), (15, {71}), (20, {64, 71}), (30, {64}), (100, {64})):
+        result, events = limited.pull("AS", megabytes * 1_000_000, "nonsense")
+        assert result.exit in codes, (megabytes, result.errors)
+        assert events == (["refused"] if result.exit == 64 else []), (megabytes, result.errors)
+        assert "Traceback" not in result.errors
+        assert result.errors.count("\n") == 1 or result.exit == 255
+    for megabytes in (22, 40, 80, 400):
+        result, events = limited.pull("AS", megabytes * 1_000_000)
+        assert events in WHOLE, (megabytes, result.errors)
+        assert result.exit in ({0} if megabytes == 400 else {2, 71}), (megabytes, result.errors)
+        if result.exit == 2:
+            assert "MemoryError" in limited.site.source.audit()[-1]["error"]
+    limited.succeeds_without()
+
+
+# Peers that take their time, and ends at any moment
+
+TALKER = """\
+#!/usr/bin/python3 -I
+import os, time
+os.set_blocking(2, False)
+last = time.monotonic()
+while time.monotonic() < last + 1:
+    try:
+        os.write(2, b"x" * 4096)
+        last = time.monotonic()
+    except BlockingIOError:
+        time.sleep(0.01)
+raise SystemExit(2)
+"""
+
+
+def test_a_peer_that_reads_nothing_keeps_no_process(site: Site) -> None:
+    """Its ssh lives on, so nothing tells that nobody reads; borg's words and ours are given up."""
+    data = _data(site)
+    talker = site.source.directory / "talker"
+    talker.write_text(TALKER)
+    talker.chmod(0o755)
+    site.source.write_whitelist({"luna": {"paths": [str(data)]}}, runtime={"borg": str(talker)})
+    repository = site.repository()
+    peer = site.peer()
+    with peer.listening(repository) as listener:
+        pull = peer.start(f"create --log-json {repository.path} a {data}", listener)
+        until(lambda: site.source.audit(event="complete"), seconds=60, what="the end on record")
+        until(lambda: not pull.source_processes(), seconds=SECONDS, what="the end of the processes")
+        assert pull.ssh.poll() is None, "the control: the peer was there all the time"
+        pull.kill()
+        pull.wait()
+    (complete,) = site.source.audit(event="complete")
+    assert (complete["result"], complete["exit"]) == ("error", 2)
+    _allow(site, data)
+    _succeeds(site, repository, data, "after")
+
+
+def test_ended_at_any_moment(site: Site) -> None:
+    """By SIGTERM in order, by SIGKILL not: either way each start has one end at last, and the log
+    is whole. A signal amid a record does not tear it."""
+    data = site.source.tree()
+    (data / "file").touch()
+    rules = {"paths": [str(data)], "request_burst": 1000}
+    site.source.write_whitelist({"luna": rules}, runtime={"borg": "/usr/bin/true"})
+    source, chance = site.source, random.Random(5)
+    become = ["--reuid", str(site.account.uid), "--regid", str(site.account.gid), "--clear-groups"]
+
+    def request(number: signal.Signals | None) -> int:
+        source.socket("luna").unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as forwarded:
+            forwarded.bind(str(source.socket("luna")))
+            forwarded.listen()
+            source.give(source.socket("luna"))
+            program = subprocess.Popen(
+                ["setpriv", *become, source.programs.source, source.configuration, "luna"],
+                env={"SSH_ORIGINAL_COMMAND": f"create /r a {data}"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            if number is not None:
+                time.sleep(chance.uniform(0.005, 0.08))
+                program.send_signal(number)
+            return program.wait(SECONDS)
+
+    took = time.monotonic()
+    assert request(None) == 0
+    ends = [request(number) for _ in range(25) for number in (signal.SIGTERM, signal.SIGKILL)]
+    assert request(None) == 0, "the control"
+    assert set(ends) <= {0, 2, 75, -signal.SIGKILL, -signal.SIGTERM}
+    events: dict[str, list[str]] = {}
+    for record in source.audit():
+        events.setdefault(record["session"], []).append(record["event"])
+    assert all(found in WHOLE or found == ["complete"] for found in events.values()), events
+    assert verify_files([str(source.audit_file)], rotated=False, expect=None).intact()
+    assert time.monotonic() - took < 60
+
+
+# The clock
+
+CLOCK = """\
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+static char path[4096];
+
+__attribute__((constructor)) static void note(void)
+{
+    snprintf(path, sizeof path, "%s", getenv("CLOCK_OFFSET_FILE"));
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    static int (*real)(clockid_t, struct timespec *);
+    if (real == NULL)
+        real = dlsym(RTLD_NEXT, "clock_gettime");
+    int result = real(clock, now);
+    FILE *file = clock == CLOCK_REALTIME ? fopen(path, "re") : NULL;
+    long offset = 0;
+    if (file != NULL && fscanf(file, "%ld", &offset) == 1)
+        now->tv_sec += offset;
+    if (file != NULL)
+        fclose(file);
+    return result;
+}
+
+time_t time(time_t *into)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (into != NULL)
+        *into = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+HOUR = 3600
+YEAR = 366 * 24 * HOUR
+
+
+class Clock:
+    """The wall clock as a forced command without a capability sees it; the machine's own stays."""
+
+    def __init__(self, site: Site) -> None:
+        directory = site.source.directory
+        self._offset = directory / "offset"
+        self.jump_to(0)
+        library = directory / "clock.so"
+        subprocess.run(
+            ["gcc", "-shared", "-fPIC", "-O1", "-x", "c", "-", "-o", library],
+            input=CLOCK,
+            text=True,
+            check=True,
+        )
+        library.chmod(0o755)
+        source = site.source
+        self.command = (
+            f"/usr/bin/env LD_PRELOAD={library} CLOCK_OFFSET_FILE={self._offset} "
+            f"{source.programs.source} {source.configuration} luna"
+        )
+
+    def jump_to(self, seconds: int) -> None:
+        """So far before or after the true time."""
+        draft = self._offset.with_suffix(".new")
+        draft.write_text(str(seconds))
+        draft.chmod(0o644)
+        draft.rename(self._offset)
+
+
+def _year(record: dict[str, str]) -> int:
+    return int(record["time"][:4])
+
+
+@pytest.mark.parametrize("jump", [YEAR, -YEAR], ids=["forward", "back"])
+def test_the_clock_jumps_while_a_run_is_under_way(make_site: SiteMaker, jump: int) -> None:
+    site = make_site(SOURCE_14)
+    data = _data(site)
+    _allow(site, data)
+    clock = Clock(site)
+    site.peer("luna", clock.command)
+    repository = site.repository()
+    with site.peer().listening(repository, hold_after=HELD_AT) as listener:
+        pull = site.peer().start(f"create {repository.path} a {data}", listener)
+        listener.held()
+        clock.jump_to(jump)
+        listener.release()
+        assert pull.wait().exit == 0
+    start, complete = site.source.audit()
+    assert _year(complete) - _year(start) == (1 if jump > 0 else -1), "the control: it jumped"
+    assert (complete["result"], complete["seq"]) == ("success", start["seq"] + 1)
+    assert 0 < complete["duration"] < SECONDS
+    _succeeds(site, repository, data, "in-between")
+    clock.jump_to(0)
+    _succeeds(site, repository, data, "after")
+    assert verify_files([str(site.source.audit_file)], rotated=False, expect=None).intact()
+
+
+def test_the_clock_jumps_between_requests(make_site: SiteMaker) -> None:
+    """Setting it back neither fills the bucket of tokens nor locks a client out."""
+    site = make_site(SOURCE_14)
+    _allow(site, site.source.tree(), request_burst=2, requests_per_hour=2)
+    clock = Clock(site)
+    site.peer("luna", clock.command)
+
+    def codes(number: int) -> list[int]:
+        return [site.pull("nonsense").exit for _ in range(number)]
+
+    assert codes(3) == [64, 64, 75]
+    clock.jump_to(-YEAR)
+    assert codes(2) == [75, 75]
+    clock.jump_to(-YEAR + HOUR)
+    assert codes(3) == [64, 64, 75]
+    clock.jump_to(YEAR)
+    assert codes(3) == [64, 64, 75]
+    clock.jump_to(0)
+    assert codes(1) == [75]
+    clock.jump_to(HOUR)
+    assert codes(1) == [64]
+    site.source.assert_chain()

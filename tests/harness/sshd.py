@@ -60,6 +60,12 @@ class SshServer:
         kind, key, *_ = self._host_key.with_suffix(".pub").read_text().split()
         return f"[127.0.0.1]:{self.port} {kind} {key}\n"
 
+    @property
+    def daemon_pid(self) -> int:
+        """The listening process."""
+        assert self._daemon is not None, "not started"
+        return self._daemon.pid
+
     def start(self) -> None:
         """Start on a free port. Raises AssertionError with sshd's log when it will not."""
         if IS_ROOT:
