@@ -34,7 +34,7 @@ def read_file(path: str, trust: Trust, *, limit: int, own: bool, secret: bool) -
     ``own`` trusts the running account's files beside root's, ``secret`` demands that others
     cannot read it. No component may be a symbolic link. What only root may give must also stand
     on a file system of root's own, because its path may be a caller's choice. Raises
-    ConfigurationError.
+    ConfigurationError, or SystemRefusedError when something has run out.
     """
     if trust.enforced:
         check_directories(path, trust, own=own)
