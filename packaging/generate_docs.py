@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 import borg_pull
 from borg_pull import errors
-from borg_pull.admin.sshd_settings import SETTINGS
+from borg_pull.admin.doctor.settings import SETTINGS
 from borg_pull.pull import config, fields
 from borg_pull.pull.faults import table_of
 from borg_pull.source import request, whitelist

@@ -16,7 +16,7 @@ import pytest
 from borg_pull import __version__
 from borg_pull.admin import main as program
 from tests.admin_runs import RUNTIME, run, start, write
-from tests.harness.builds import Build
+from tests.harness.builds import PROJECT, Build
 from tests.harness.site import Installations
 
 CONFIGURATION = str(Path(__file__).parent / "samples/good/smallest.toml")
@@ -44,8 +44,13 @@ def test_help(command: str) -> None:
     assert "\\b" not in answer.stdout
 
 
-def test_help_says_where_sshds_settings_are() -> None:
-    assert "contrib/sshd/borg-pull.conf" in start("authorized-keys", "--help").stdout
+def test_help_states_which_settings_of_sshd_change() -> None:
+    text = start("authorized-keys", "--help").stdout
+    shipped = (PROJECT / "contrib/sshd/borg-pull.conf").read_text()
+    for keyword in ("AuthorizedKeysFile", "AuthorizedKeysCommand"):
+        assert f"\n  {keyword} " in text
+        assert f"\n    {keyword} " in shipped
+    assert "contrib/sshd/borg-pull.conf" in text
 
 
 def test_without_a_command_it_shows_its_help() -> None:

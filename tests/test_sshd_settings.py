@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from borg_pull.admin.sshd_settings import SETTINGS
+from borg_pull.admin.doctor.settings import SETTINGS
 from tests.harness.sshd import SHIPPED_SETTINGS, make_key
 
 

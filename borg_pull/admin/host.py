@@ -102,10 +102,20 @@ class Account:
     @property
     def group(self) -> str:
         """Name of its group, the number in digits where it has none."""
-        try:
-            return grp.getgrgid(self.gid).gr_name
-        except KeyError:
-            return str(self.gid)
+        return _group_name(self.gid)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of all its groups, its own first."""
+        others = set(os.getgrouplist(self.name, self.gid)) - {self.gid}
+        return (self.group, *sorted(map(_group_name, others)))
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def account_named(name: str) -> Account:
@@ -115,6 +125,11 @@ def account_named(name: str) -> Account:
     except KeyError:
         raise RequestError(f"there is no account {name}", "name another with --user") from None
     return Account(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
+
+
+def home_of(account: Account) -> str:
+    """Its home directory by the account database. Raises KeyError."""
+    return pwd.getpwnam(account.name).pw_dir
 
 
 def owner_of(path: str) -> Account | None:

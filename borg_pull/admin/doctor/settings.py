@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,14 +19,46 @@ class Setting:
     """One or two sentences, for the documents."""
     risk: str
     """What another value does, in a few words."""
+    also: Callable[[str], bool]
+    """Whether another value will do, too."""
+
+    def fits(self, value: str) -> bool:
+        """Whether the value in force will do."""
+        return value == self.value or self.also(value)
 
 
-def _needed(keyword: str, value: str, why: str, risk: str) -> Setting:
-    return Setting(keyword=keyword, value=value, severity="error", why=why, risk=risk)
+def _nothing_else(_value: str) -> bool:
+    return False
 
 
-def _wise(keyword: str, value: str, why: str, risk: str) -> Setting:
-    return Setting(keyword=keyword, value=value, severity="warning", why=why, risk=risk)
+def _between(least: int, most: int) -> Callable[[str], bool]:
+    return lambda value: value.isdigit() and least <= int(value) <= most
+
+
+def _for_nobody_else(mask: str) -> bool:
+    return mask.isdigit() and int(mask, 8) & 0o077 == 0o077
+
+
+def _needed(
+    keyword: str,
+    value: str,
+    why: str,
+    risk: str,
+    *,
+    also: Callable[[str], bool] = _nothing_else,
+) -> Setting:
+    return Setting(keyword=keyword, value=value, severity="error", why=why, risk=risk, also=also)
+
+
+def _wise(
+    keyword: str,
+    value: str,
+    why: str,
+    risk: str,
+    *,
+    also: Callable[[str], bool] = _nothing_else,
+) -> Setting:
+    return Setting(keyword=keyword, value=value, severity="warning", why=why, risk=risk, also=also)
 
 
 SETTINGS = (
@@ -84,6 +117,7 @@ SETTINGS = (
         "Takes the place of the names that are accepted for all accounts. There is no word for an "
         "empty list: `none` is a variable that nobody looks at.",
         "the peer can set variables of the account's shell",
+        also=lambda value: not value,
     ),
     _needed(
         "PermitTTY",
@@ -140,6 +174,7 @@ SETTINGS = (
         "0177",
         "A forwarded socket is for the account alone.",
         "others can connect to forwarded sockets",
+        also=_for_nobody_else,
     ),
     _needed(
         "StreamLocalBindUnlink",
@@ -177,17 +212,20 @@ SETTINGS = (
         "Ends a connection that asks for nothing, and with it the sockets it has forwarded. In "
         "seconds.",
         "a connection without a request holds its sockets for ever",
+        also=_between(1, 600),
     ),
     _wise(
         "ClientAliveInterval",
         "30",
         "sshd asks a silent peer whether it lives.",
         "the run of a peer that is gone never ends",
+        also=_between(1, 120),
     ),
     _wise(
         "ClientAliveCountMax",
         "3",
         "After three questions without an answer, 90 seconds, the run ends and its lock is free.",
         "the run of a peer that is gone never ends",
+        also=_between(1, 10),
     ),
 )
