@@ -337,6 +337,10 @@ class TwoHosts:
         text = text.replace(
             "HostName source.example.org", f"HostName 127.0.0.1\n    Port {self.sshd.port}"
         )
+        # Other tests have an sshd, too.
+        text = text.replace(
+            "borg-pull-admin doctor ", f"borg-pull-admin doctor --port {self.sshd.port} "
+        )
         key = self.root / "backup/.ssh/borg-pull.pub"
         return text.replace(
             "ssh-ed25519 AAAA... luna", key.read_text().strip() if key.exists() else ""
