@@ -846,16 +846,19 @@ def test_kernel_without_landlock(host: Host, mode: str, level: str) -> None:
 
 @pytest.fixture
 def log(host: Host) -> Iterator[Path]:
-    """With the two records of a request."""
-    identity = (f"--reuid={host.uid}", f"--regid={host.gid}", "--clear-groups")
-    subprocess.run(
-        ["setpriv", *identity, host.programs / "borg-pull-source", host.config, "luna"],
-        env={"SSH_ORIGINAL_COMMAND": "hello", "PATH": "/usr/bin:/bin"},
-        check=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        cwd="/",
-    )
+    """With the records of two requests."""
+    for _ in range(2):
+        subprocess.run(
+            [
+                *as_user(host.uid, host.gid),
+                *(str(host.programs / "borg-pull-source"), str(host.config), "luna"),
+            ],
+            env={"SSH_ORIGINAL_COMMAND": "hello", "PATH": "/usr/bin:/bin"},
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+        )
     path = host.home / "audit.jsonl"
     assert host.doctor().amiss("audit") == {}
     yield path
