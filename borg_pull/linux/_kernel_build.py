@@ -36,14 +36,17 @@ ffibuilder.set_source(
     #include <linux/audit.h>
     #include <linux/capability.h>
     #include <linux/filter.h>
+    #include <linux/fs.h>
     #include <linux/openat2.h>
     #include <linux/seccomp.h>
     #include <linux/magic.h>
     #include <sched.h>
     #include <signal.h>
+    #include <signal.h>
     #include <stddef.h>
     #include <stdint.h>
     #include <sys/auxv.h>
+    #include <sys/ioctl.h>
     #include <sys/prctl.h>
     #include <sys/resource.h>
     #include <sys/socket.h>
@@ -165,6 +168,12 @@ ffibuilder.set_source(
     #ifndef SYS_fchmodat2
     #define SYS_fchmodat2 452
     #endif
+    #ifndef SYS_file_setattr
+    #define SYS_file_setattr 469
+    #endif
+    #ifndef SYS_quotactl_fd
+    #define SYS_quotactl_fd 443
+    #endif
     #ifndef SYS_setxattrat
     #define SYS_setxattrat 463
     #define SYS_removexattrat 466
@@ -179,13 +188,21 @@ ffibuilder.set_source(
     #define BP_IF(value, then, otherwise) \
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, then, otherwise)
     #define BP_DENY(call, number) BP_IF(SYS_##call, 0, 1), BP_ERROR(number)
+    /* Landlock takes an open by its access mode, and before level 3 it overlooks O_TRUNC in one
+       that does not write: without an access (mode 3) of any file at all. */
+    #define BP_NO_TRUNCATING_READ(call, argument) \
+        BP_IF(SYS_##call, 0, 6), BP_LOAD(args[argument]), \
+        BPF_STMT(BPF_ALU | BPF_AND | BPF_K, O_TRUNC | O_ACCMODE), \
+        BP_IF(O_TRUNC, 2, 0), BP_IF(O_TRUNC | O_ACCMODE, 1, 0), BP_ALLOW, BP_ERROR(EPERM)
     #define BP_ONLY(call, argument, value, number) \
         BP_IF(SYS_##call, 0, 4), BP_LOAD(args[argument]), BP_IF(value, 0, 1), BP_ALLOW, \
         BP_ERROR(number)
 
     /* What borg and a socket wrapper have no use for and Landlock does not cover: reaching files
        by handle, other processes of the account by number, sockets other than Unix ones, changing
-       modes, owners and attributes of whatever the account owns, locks on files others need. */
+       modes, owners and attributes of whatever the account owns, locks on files others need,
+       being told of files made elsewhere. And what older Landlocks do not: to truncate files by
+       path (before Linux 6.2), to signal other processes (before 6.12). */
     static int bp_deny_system_calls(void)
     {
         static const struct sock_filter filter[] = {
@@ -211,7 +228,18 @@ ffibuilder.set_source(
             BP_DENY(shmget, EPERM), BP_DENY(shmat, EPERM), BP_DENY(semget, EPERM),
             BP_DENY(msgget, EPERM), BP_DENY(mq_open, EPERM), BP_DENY(flock, EPERM),
             BP_DENY(setpriority, EPERM), BP_DENY(ioprio_set, EPERM), BP_DENY(syslog, EPERM),
-            BP_DENY(fanotify_init, EPERM), BP_DENY(quotactl, EPERM), BP_DENY(utimensat, EPERM),
+            BP_DENY(fanotify_init, EPERM), BP_DENY(inotify_init1, EPERM),
+            BP_DENY(quotactl, EPERM), BP_DENY(quotactl_fd, EPERM), BP_DENY(utimensat, EPERM),
+            BP_DENY(file_setattr, EPERM), BP_DENY(truncate, EPERM),
+            BP_NO_TRUNCATING_READ(openat, 2),
+    #ifdef SYS_open
+            BP_NO_TRUNCATING_READ(open, 1),
+    #endif
+            /* Its flags are out of sight; whoever uses it knows kernels that lack it. */
+            BP_DENY(openat2, ENOSYS),
+    #ifdef SYS_inotify_init
+            BP_DENY(inotify_init, EPERM),
+    #endif
     #ifdef SYS_utime
             BP_DENY(utime, EPERM), BP_DENY(utimes, EPERM), BP_DENY(futimesat, EPERM),
     #endif
@@ -230,6 +258,21 @@ ffibuilder.set_source(
             BP_ONLY(prlimit64, 0, 0, EPERM),
             BP_ONLY(sched_setaffinity, 0, 0, EPERM), BP_ONLY(sched_setscheduler, 0, 0, EPERM),
             BP_ONLY(sched_setparam, 0, 0, EPERM), BP_ONLY(sched_setattr, 0, 0, EPERM),
+            /* Signal 0 asks whether a process lives, as borg does of the holders of its locks. */
+            BP_ONLY(kill, 1, 0, EPERM), BP_ONLY(tkill, 1, 0, EPERM),
+            BP_ONLY(rt_sigqueueinfo, 1, 0, EPERM), BP_ONLY(rt_tgsigqueueinfo, 2, 0, EPERM),
+            /* SIGURG ends no process, and programs in Go send it to their own threads. */
+            BP_IF(SYS_tgkill, 0, 5),
+            BP_LOAD(args[2]),
+            BP_IF(0, 1, 0), BP_IF(SIGURG, 0, 1),
+            BP_ALLOW,
+            BP_ERROR(EPERM),
+            BP_IF(SYS_ioctl, 0, 7),
+            BP_LOAD(args[1]),
+            BP_IF(FIOSETOWN, 4, 0), BP_IF(SIOCSPGRP, 3, 0),
+            BP_IF((uint32_t)FS_IOC_SETFLAGS, 2, 0), BP_IF((uint32_t)FS_IOC_FSSETXATTR, 1, 0),
+            BP_ALLOW,
+            BP_ERROR(EPERM),
             BP_IF(SYS_clone, 0, 4),
             BP_LOAD(args[0]),
             BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K,
@@ -237,10 +280,11 @@ ffibuilder.set_source(
                      CLONE_NEWPID | CLONE_NEWNET, 0, 1),
             BP_ERROR(EPERM),
             BP_ALLOW,
-            BP_IF(SYS_fcntl, 0, 9),
+            BP_IF(SYS_fcntl, 0, 12),
             BP_LOAD(args[1]),
-            BP_IF(F_SETLEASE, 6, 0), BP_IF(F_SETLK, 5, 0), BP_IF(F_SETLKW, 4, 0),
-            BP_IF(F_OFD_SETLK, 3, 0), BP_IF(F_OFD_SETLKW, 2, 0), BP_IF(F_NOTIFY, 1, 0),
+            BP_IF(F_SETLEASE, 9, 0), BP_IF(F_SETLK, 8, 0), BP_IF(F_SETLKW, 7, 0),
+            BP_IF(F_OFD_SETLK, 6, 0), BP_IF(F_OFD_SETLKW, 5, 0), BP_IF(F_NOTIFY, 4, 0),
+            BP_IF(F_SETOWN, 3, 0), BP_IF(F_SETOWN_EX, 2, 0), BP_IF(F_SETSIG, 1, 0),
             BP_ALLOW,
             BP_ERROR(EPERM),
             BP_ALLOW,

@@ -37,10 +37,17 @@ class SshServer:
     """One sshd under the settings that ship, started by ``start`` and ended with all its sessions
     by ``stop``.
 
-    ``first`` are settings that stand before those that ship, and so take their place.
+    ``first`` are settings that stand before those that ship, and so take their place. ``under`` is
+    a command that runs the command its arguments are.
     """
 
-    def __init__(self, workplace: Workplace, *, first: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        workplace: Workplace,
+        *,
+        first: Sequence[str] = (),
+        under: Sequence[str | Path] = (),
+    ) -> None:
         self.directory = workplace.directory("sshd")
         self._keys = self.directory / "keys"
         self._keys.mkdir()
@@ -49,6 +56,7 @@ class SshServer:
         self._drop_ins = self.directory / "sshd_config.d"
         self._drop_ins.mkdir()
         self._first = first
+        self._under = under
         self._daemon: subprocess.Popen[bytes] | None = None
         self.port = 0
         self.log = self.directory / "log"
@@ -84,6 +92,7 @@ class SshServer:
         daemon = subprocess.Popen(
             [
                 *(_program("setpriv"), "--pdeathsig", "KILL"),
+                *self._under,
                 *(sshd, "-D", "-f", str(configuration), "-E", str(self.log)),
             ],
             stdin=subprocess.DEVNULL,
