@@ -21,7 +21,7 @@ from borg_pull.errors import (
     RequestError,
     SystemRefusedError,
 )
-from borg_pull.source import passphrase
+from borg_pull.source import confine, passphrase
 from borg_pull.source.capture import output_of
 from borg_pull.source.passphrase import MAX_PASSPHRASE, obtain
 from borg_pull.source.whitelist import ClientRules, SourceFile, load
@@ -183,9 +183,21 @@ def test_a_command_gets_its_words_and_no_shell(tmp_path: Path) -> None:
     assert obtain(rules(passcommand=command), TRUST, ENVIRONMENT, WATCH) == b"$(id)|a b|*|"
 
 
+def _output_of(*argv: str, timeout: float = 30, limit: int = 100) -> bytes:
+    return output_of(
+        argv,
+        ENVIRONMENT,
+        confinement=confine.OF_ADMINS_PROGRAMS,
+        rules=None,
+        timeout=timeout,
+        limit=limit,
+        watch=WATCH,
+    )
+
+
 def test_a_command_gets_the_given_environment_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BASH_ENV", "hostile")
-    found = output_of(("/usr/bin/env", "-0"), ENVIRONMENT, timeout=30, limit=4096, watch=WATCH)
+    found = _output_of("/usr/bin/env", "-0", limit=4096)
     assert dict(entry.split("=", 1) for entry in found.decode().split("\0")[:-1]) == ENVIRONMENT
 
 
@@ -202,7 +214,7 @@ def test_a_command_gets_no_descriptors() -> None:
 
 def test_output_beyond_the_limit_ends_the_command() -> None:
     with pytest.raises(SystemRefusedError, match="failed with exit code -13"):
-        output_of(("/usr/bin/yes",), ENVIRONMENT, timeout=30, limit=100, watch=WATCH)
+        _output_of("/usr/bin/yes")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +226,7 @@ def test_a_command_that_does_not_end_is_ended_with_what_it_started(
     path = program(tmp_path, f"echo $$ > {tmp_path}/pid; {body}")
     started = time.monotonic()
     with pytest.raises(SystemRefusedError, match="did not end within"):
-        output_of((path,), ENVIRONMENT, timeout=0.5, limit=100, watch=WATCH)
+        _output_of(path, timeout=0.5)
     assert time.monotonic() - started < 20
     group = int((tmp_path / "pid").read_text())
 

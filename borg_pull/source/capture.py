@@ -1,4 +1,4 @@
-"""The output of a short helper command, run as this account and without the capability."""
+"""The output of a short helper command, run as this account."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ import select
 import time
 
 from borg_pull.errors import EndedError, SystemRefusedError
-from borg_pull.linux import capabilities, process
+from borg_pull.linux import process
 from borg_pull.linux.signals import SIG_DFL, SIGKILL, SIGPIPE, check_endings, signal
+from borg_pull.source import confine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from borg_pull.linux.landlock import Ruleset
+    from borg_pull.source.confine import Confinement
 
 
 def output_of(
     argv: tuple[str, ...],
     environment: dict[str, str],
     *,
+    confinement: Confinement,
+    rules: Ruleset | None,
     timeout: float,
     limit: int,
     watch: int,
@@ -33,7 +41,7 @@ def output_of(
     except OSError as error:
         raise SystemRefusedError.because(f"cannot start {argv[0]}", error) from error
     if pid == 0:
-        _become(argv, environment, writer, parent)
+        _become(argv, environment, confinement, rules, writer, parent)
     os.close(writer)
     deadline = time.monotonic() + timeout
     try:
@@ -97,19 +105,23 @@ def _kill_group(pid: int) -> None:
         os.kill(pid, SIGKILL)
 
 
-def _become(argv: tuple[str, ...], environment: dict[str, str], writer: int, parent: int) -> None:
+def _become(
+    argv: tuple[str, ...],
+    environment: dict[str, str],
+    confinement: Confinement,
+    rules: Ruleset | None,
+    writer: int,
+    parent: int,
+) -> None:
     """Replace the forked process by the command; never returns."""
     try:
         os.setsid()
         signal(SIGPIPE, SIG_DFL)
-        capabilities.drop_all()
-        process.set_no_new_privileges()
-        process.set_parent_death_signal(SIGKILL)
-        if os.getppid() == parent:
-            os.dup2(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), 0)
-            os.dup2(writer, 1)
-            process.close_descriptors()
-            os.execve(argv[0], argv, environment)
+        os.dup2(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), 0)
+        os.dup2(writer, 1)
+        confine.enter(confinement, rules, parent)
+        process.close_descriptors()
+        os.execve(argv[0], argv, environment)
     finally:
         os._exit(127)
 

@@ -60,6 +60,19 @@ class Confinement(Record):
             "seccomp": self.seccomp,
         }
 
+    def without_capability(self) -> Confinement:
+        """The same for a program that need not read what the account cannot."""
+        return Confinement(
+            capability=False,
+            no_new_privs=self.no_new_privs,
+            landlock=self.landlock,
+            seccomp=self.seccomp,
+        )
+
+
+# Of what the admin names, a program for a passphrase, nobody knows what it needs.
+OF_ADMINS_PROGRAMS = Confinement(capability=False, no_new_privs=True, landlock=None, seccomp=False)
+
 
 def planned(landlock_mode: str) -> Confinement:
     """The confinement that `enter` will bring about.
@@ -141,21 +154,27 @@ def allowances(allowed: Allowed, client: str, settings: Settings, state: str) ->
     in ``state``, the client's own directory, alone. Borg lists the directory each granted path
     stands in, which therefore may be listed, not read.
     """
-    runtime = settings.runtime
-    _, report_path = places(lock_directory(runtime, client), allowed.repository)
+    _, report_path = places(lock_directory(settings.runtime, client), allowed.repository)
     granted = [grant.path for grant in allowed.grants]
-    loaded = [*_PROGRAMS, *settings.confine.also_readable]
-    for program in (settings.runtime.borg, socket_wrapper(settings)):
-        loaded += _program_places(program)
     parents = (os.path.dirname(path.rstrip("/")) or "/" for path in granted)
     return [
         *(Allowance(path=path, access="read", is_grant=True) for path in granted),
         *(Allowance(path=path, access="list", is_grant=True) for path in parents),
+        *to_load(settings),
+        Allowance(path=report_path, access="read, write", is_grant=False),
+        Allowance(path=state, access="everything", is_grant=False),
+    ]
+
+
+def to_load(settings: Settings) -> list[Allowance]:
+    """What borg and a socket wrapper must load, whatever they are to do."""
+    loaded = [*_PROGRAMS, *settings.confine.also_readable]
+    for program in (settings.runtime.borg, socket_wrapper(settings)):
+        loaded += _program_places(program)
+    return [
         *(Allowance(path=path, access="read, execute", is_grant=False) for path in loaded),
         *(Allowance(path=path, access="read", is_grant=False) for path in _LOOKED_UP),
         Allowance(path="/dev/null", access="read, write", is_grant=False),
-        Allowance(path=report_path, access="read, write", is_grant=False),
-        Allowance(path=state, access="everything", is_grant=False),
     ]
 
 

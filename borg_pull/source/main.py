@@ -509,11 +509,16 @@ def _answer_hello(admitted: Admitted) -> int:
     admitted.place.tell("hello", None)
     command = borg.version_command(runtime)
     confinement = confine.planned(settings.confine.landlock)
+    # To tell its version borg needs no capability, and nothing but itself to read.
+    narrower = confinement.without_capability()
+    fence = confine.ruleset(narrower, (), confine.to_load(settings), ())
     started = time.monotonic()
     check_endings(admitted.watch)
     version = output_of(
         command.argv,
         command.environment,
+        confinement=narrower,
+        rules=fence,
         timeout=_VERSION_TIMEOUT,
         limit=1024,
         watch=admitted.watch,

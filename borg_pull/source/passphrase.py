@@ -9,6 +9,7 @@ import os
 import time
 
 from borg_pull.errors import ConfigurationError, RequestError, SystemRefusedError
+from borg_pull.source import confine
 from borg_pull.source.capture import output_of, wait_for
 from borg_pull.source.request import split
 from borg_pull.trust import check_program, read_file
@@ -100,7 +101,13 @@ def _output_of(command: str, trust: Trust, environment: dict[str, str], watch: i
     check_program(argv[0], trust)
     try:
         return output_of(
-            tuple(argv), environment, timeout=COMMAND_TIMEOUT, limit=MAX_PASSPHRASE, watch=watch
+            tuple(argv),
+            environment,
+            confinement=confine.OF_ADMINS_PROGRAMS,
+            rules=None,
+            timeout=COMMAND_TIMEOUT,
+            limit=MAX_PASSPHRASE,
+            watch=watch,
         )
     except SystemRefusedError as error:
         raise ConfigurationError(f"passcommand: {error.message}") from error

@@ -35,18 +35,18 @@ NUMBERS = {
     "x86_64": {
         "add_key": 248, "bpf": 321, "file_setattr": 469, "fsopen": 430, "io_uring_setup": 425,
         "ioprio_set": 251, "kcmp": 312, "keyctl": 250, "mount_setattr": 442, "move_mount": 429,
-        "open_tree": 428, "openat2": 437, "perf_event_open": 298, "pidfd_getfd": 438, "pidfd_open": 434,
-        "pidfd_send_signal": 424, "pivot_root": 155, "process_madvise": 440, "request_key": 249,
-        "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "sched_setattr": 314, "syslog": 103,
-        "tgkill": 234, "tkill": 200, "userfaultfd": 323,
+        "open_tree": 428, "openat2": 437, "perf_event_open": 298, "pidfd_getfd": 438,
+        "pidfd_open": 434, "pidfd_send_signal": 424, "pivot_root": 155, "process_madvise": 440,
+        "request_key": 249, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297, "sched_setattr": 314,
+        "syslog": 103, "tgkill": 234, "tkill": 200, "userfaultfd": 323,
     },
     "aarch64": {
         "add_key": 217, "bpf": 280, "file_setattr": 469, "fsopen": 430, "io_uring_setup": 425,
         "ioprio_set": 30, "kcmp": 272, "keyctl": 219, "mount_setattr": 442, "move_mount": 429,
-        "open_tree": 428, "openat2": 437, "perf_event_open": 241, "pidfd_getfd": 438, "pidfd_open": 434,
-        "pidfd_send_signal": 424, "pivot_root": 41, "process_madvise": 440, "request_key": 218,
-        "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240, "sched_setattr": 274, "syslog": 116,
-        "tgkill": 131, "tkill": 130, "userfaultfd": 282,
+        "open_tree": 428, "openat2": 437, "perf_event_open": 241, "pidfd_getfd": 438,
+        "pidfd_open": 434, "pidfd_send_signal": 424, "pivot_root": 41, "process_madvise": 440,
+        "request_key": 218, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240, "sched_setattr": 274,
+        "syslog": 116, "tgkill": 131, "tkill": 130, "userfaultfd": 282,
     },
 }[os.uname().machine]  # fmt: skip
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
