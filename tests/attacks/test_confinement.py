@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import shutil
 import socket
 import stat
@@ -359,6 +360,52 @@ def test_a_backup_is_the_same_as_an_unconfined_one(site: Site, tmp_path: Path) -
     assert confined == unconfined
     modes = [record["confinement"]["landlock"] for record in site.source.audit(event="start")]
     assert modes == [landlock.abi(), None]
+
+
+TELLS_ITS_VERSION = """\
+#!/usr/bin/python3 -I
+import errno, socket, sys
+def outcome(action, *arguments):
+    try:
+        action(*arguments)
+        return "done"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+found = [outcome(open, path) for path in {paths!r}] + [outcome(open, "/tmp/{name}", "w")]
+print(*found, outcome(socket.socket, socket.AF_INET), file=sys.stderr)
+print("borg 1.2.4")
+"""
+
+
+@pytest.mark.parametrize("mode", ["required", "off"])
+def test_a_borg_that_tells_its_version_has_nothing_granted(site: Site, mode: str) -> None:
+    """What runs for hello is the same program; off is the control."""
+    data = site.source.tree()
+    paths = [site.source.file(data / "file", "x"), site.source.audit_file]
+    program = site.source.directory / "borg"
+    mark = Path("/tmp") / f"borg-pull-test-{secrets.token_hex(8)}"
+    program.write_text(
+        TELLS_ITS_VERSION.format(paths=[str(path) for path in paths], name=mark.name)
+    )
+    program.chmod(0o755)
+    rules = {"paths": [str(data)]}
+    site.source.write_whitelist(
+        {"luna": rules}, runtime={"borg": str(program)}, confine={"landlock": mode}
+    )
+    try:
+        result = site.pull("hello")
+    finally:
+        mark.unlink(missing_ok=True)
+    assert (result.exit, json.loads(result.stdout)["borg"]) == (0, "1.2.4")
+    denied = mode == "required"
+    assert result.errors.split() == ["EACCES" if denied else "done"] * 4
+    confinement = _started(site)["confinement"]
+    assert confinement == {
+        "capability": False,
+        "no_new_privs": True,
+        "landlock": landlock.abi() if denied else None,
+        "seccomp": denied,
+    }
 
 
 # Older kernels. What calls the kernel really gets is asked of this one, which knows them all.
