@@ -14,9 +14,11 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,9 +100,10 @@ class Stranger:
             os.chown(path, self.account.uid, self.account.gid, follow_symlinks=False)
             path = path.parent
 
-    def stand_in(self, path: Path) -> Path:
-        """A "borg" at ``path`` that prints the secret."""
-        path.write_text(f"#!/bin/sh\necho the stand-in ran\nenv\nexec cat {self.secret}\n")
+    def stand_in(self, path: Path, waits_for: Path | None = None) -> Path:
+        """A "borg" at ``path`` that prints the secret, once the file ``waits_for`` is there."""
+        wait = "" if waits_for is None else f"until [ -e {waits_for} ]; do sleep 0.02; done\n"
+        path.write_text(f"#!/bin/sh\n{wait}echo the stand-in ran\nenv\nexec cat {self.secret}\n")
         path.chmod(0o755)
         return path
 
@@ -124,9 +127,9 @@ class Stranger:
         self._give(stand_in)
         return self.file("config.toml", self.text(stand_in))
 
-    def roots_configuration(self) -> Path:
+    def roots_configuration(self, waits_for: Path | None = None) -> Path:
         """The same, of root's making."""
-        stand_in = self.stand_in(self.site.source.directory / "borg")
+        stand_in = self.stand_in(self.site.source.directory / "borg", waits_for)
         return self.site.source.write_configuration(self.text(stand_in), "config.toml")
 
     def plan(self, configuration: Path | str, **plan: object) -> dict[str, Any]:
@@ -215,6 +218,19 @@ def test_control_a_configuration_of_roots_is_obeyed(stranger: Stranger) -> None:
     done = stranger.run(stranger.plan(stranger.roots_configuration()))
     assert (done.returncode, done.stderr) == (0, b"")
     assert all(gain in done.stdout for gain in NOTHING_GAINED)
+
+
+def test_the_real_configuration_is_of_no_use_to_him(stranger: Stranger) -> None:
+    """It names directories of the account's."""
+    site = stranger.site
+    site.source.write_whitelist({"x": {"paths": [str(stranger.secrets)]}})
+    for path in (site.source.configuration, site.source.directory):
+        path.chmod(path.stat().st_mode | 0o005)
+    done = stranger.run(stranger.plan(site.source.configuration))
+    assert done.returncode == 78
+    assert f"{site.source.home} belongs to uid {site.account.uid}".encode() in done.stderr
+    stranger.assert_nothing_gained(done)
+    assert list(site.source.home.iterdir()) == []
 
 
 def test_only_the_group_may_start_it(stranger: Stranger) -> None:
@@ -678,12 +694,13 @@ def test_the_other_programs_of_the_bundle(stranger: Stranger) -> None:
         stranger.assert_nothing_gained(done)
 
 
-# Run by him. Follows PLAN's program from its start, or looks into it again and again as it runs.
+# Run by him. Follows a program from its start, or looks into it again and again as it runs, and
+# makes a file to mark that it did.
 DEBUGGER = """\
 import ctypes, errno, json, os, signal, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
 TRACE_ME, CONTINUE, ATTACH, DETACH, SEIZE = 0, 7, 16, 17, 0x4206
-how, *command = sys.argv[1:]
+how, mark, *command = sys.argv[1:]
 def ptrace(request, pid):
     if libc.ptrace(request, pid, None, None) != 0:
         raise OSError(ctypes.get_errno(), "")
@@ -755,6 +772,7 @@ else:
             if name in ("borg-pull-sourc", "sleep"):
                 for what in ATTEMPTS:
                     found.setdefault(what, set()).add(attempt(what, child))
+                open(mark, "w").close()
                 if how == "look once":
                     os.kill(child, signal.SIGKILL)
                     break
@@ -765,7 +783,8 @@ else:
 
 
 def _debug(stranger: Stranger, how: str, command: list[str]) -> subprocess.CompletedProcess[bytes]:
-    return stranger.run_command(["/usr/bin/python3", "-I", "-c", DEBUGGER, how, *command])
+    mark = str(stranger.own / "looked")
+    return stranger.run_command(["/usr/bin/python3", "-I", "-c", DEBUGGER, how, mark, *command])
 
 
 def test_followed_by_a_debugger(stranger: Stranger) -> None:
@@ -782,7 +801,8 @@ def test_followed_by_a_debugger(stranger: Stranger) -> None:
 def test_looked_into_as_it_runs(stranger: Stranger) -> None:
     """At every moment of its run it has, or once had, what he has not."""
     stranger.listen()
-    plan = stranger.plan(stranger.roots_configuration())
+    configuration = stranger.roots_configuration(waits_for=stranger.own / "looked")
+    plan = stranger.plan(configuration)
     done = _debug(stranger, "look", stranger.command(plan))
     assert CONTENT.encode() in done.stdout
     found = json.loads(done.stderr.splitlines()[-1])
@@ -799,3 +819,77 @@ def test_control_a_program_without_privilege_can_be_looked_into(stranger: Strang
     # The address asked for in its memory is of another program's: reading may fail, may it or not.
     assert {*found.pop("vm")} - {"EPERM"}
     assert all("done" in results for results in found.values()), found
+
+
+def _assert_nothing_half_done(stranger: Stranger, configuration: Path) -> None:
+    """The next run is served, and each one that was begun has its end on record."""
+    done = stranger.run(stranger.plan(configuration))
+    assert (done.returncode, done.stderr) == (0, b"")
+    log = stranger.own / "audit.jsonl"
+    verified = stranger.run_command(
+        [str(stranger.site.source.programs.admin), "audit", "verify", str(log)]
+    )
+    assert verified.returncode == 0, verified.stdout
+    records = [json.loads(line) for line in log.open()]
+    begun = [record["session"] for record in records if record["event"] == "start"]
+    ended = [record["session"] for record in records if record["event"] == "complete"]
+    assert sorted(begun) == sorted(ended)
+
+
+def test_limits_leave_nothing_half_done(stranger: Stranger) -> None:
+    """What `docs/local-use.md` says of each, under a configuration that lets him run."""
+    configuration = stranger.roots_configuration()
+    for (name, limit), exits in OUTCOMES.items():
+        done = stranger.run(stranger.plan(configuration, limits={name: (limit, limit)}))
+        assert done.returncode in exits, (name, limit, done)
+        if done.returncode in (71, 73, 78):
+            assert done.stderr.startswith(b"borg-pull-source: "), (name, limit, done)
+            assert done.stderr.count(b"\n") == 1
+    _assert_nothing_half_done(stranger, configuration)
+
+
+# By limit, the exit codes that may come of it; negative is a signal.
+OUTCOMES = {
+    # Of the loader, before any of our code.
+    ("NOFILE", 3): {127},
+    ("AS", 1 << 20): {127},
+    ("AS", 4 << 20): {255},
+    ("STACK", 1 << 12): {-signal.SIGSEGV, -signal.SIGKILL},
+    # By what it was for that there was no descriptor.
+    ("NOFILE", 5): {71, 73, 78},
+    ("NOFILE", 12): {71, 73, 78},
+    ("NOFILE", 64): {0},
+    ("FSIZE", 0): {73},
+    ("FSIZE", 300): {73},
+    ("FSIZE", 1 << 20): {0},
+    ("NPROC", 1): {71},
+    ("STACK", 1 << 18): {0},
+    ("MEMLOCK", 0): {0},
+    ("CORE", INFINITY): {0},
+}
+
+
+def test_ended_or_stopped_at_any_moment(stranger: Stranger) -> None:
+    """He may signal what runs as him. The program holds locks that others wait for."""
+    configuration = stranger.roots_configuration()
+    unlimited = {"CORE": [INFINITY, INFINITY]}
+    plan = stranger.plan(configuration, directory=str(stranger.own), limits=unlimited)
+    for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGSEGV):
+        for delay in range(0, 90, 8):
+            stranger.listen()
+            with subprocess.Popen(
+                stranger.command(plan),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                user=stranger.account.uid,
+                group=stranger.account.gid,
+                extra_groups=[],
+            ) as process:
+                time.sleep(delay / 1000)
+                process.send_signal(number)
+                if number == signal.SIGSTOP:
+                    process.send_signal(signal.SIGCONT)
+                process.wait(30)
+    _assert_nothing_half_done(stranger, configuration)
+    # At its very start the program may leave a core dump, before it has read anything.
+    assert not any(CONTENT.encode() in path.read_bytes() for path in _files(stranger.own))

@@ -137,7 +137,7 @@ class Scene:
         self.stored = {name: site.source.secret(f"of-{name}", "") for name in ("luna", "nova")}
         rules = {"paths": [str(self.data)], "allow": ["create", "init", "list"]}
         rules |= {"encryption": ["repokey", "keyfile-blake2"]}
-        command = f"/bin/sh -c 'sleep 0.1; cat {self.stored['nova']}'"
+        command = f"/bin/sh -c 'sleep 0.5; cat {self.stored['nova']}'"
         site.source.write_whitelist(
             {
                 "luna": rules | {"passphrase_file": str(self.stored["luna"])},
