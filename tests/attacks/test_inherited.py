@@ -40,11 +40,6 @@ REPORTER = """\
 import json, os, resource, signal, sys
 umask = os.umask(0)
 status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines())
-try:
-    os.open("/dev/tty", os.O_RDWR)
-    terminal = True
-except OSError:
-    terminal = False
 report = {{
     "umask": umask,
     "directory": os.getcwd(),
@@ -56,7 +51,6 @@ report = {{
     "open": [int(name) for name in os.listdir("/proc/self/fd")],
     "environment": sorted(os.environ),
     "personality": open("/proc/self/personality").read().strip(),
-    "terminal": terminal,
 }}
 # Listing them took one more.
 report["open"] = [one for one in report["open"] if os.path.exists("/proc/self/fd/%d" % one)]
@@ -138,7 +132,6 @@ def test_borg_gets_nothing_that_a_caller_left(site: Site) -> None:
         "core": [1, 1],
         "open": [0, 1, 2],
         "personality": "00000000",
-        "terminal": False,
     }
     assert [record["event"] for record in source.audit()] == ["start", "complete"]
     # Control: started by that caller itself, the reporter is left with all of it.
@@ -164,5 +157,4 @@ def test_borg_gets_nothing_that_a_caller_left(site: Site) -> None:
         "core": [-1, -1],
         "descriptors": 950,
         "personality": f"{NO_RANDOM_ADDRESSES:08x}",
-        "terminal": False,
     }
