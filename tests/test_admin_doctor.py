@@ -36,7 +36,7 @@ from tests.harness.wait import until
 
 pytestmark = pytest.mark.needs_root
 
-SECONDS = 30
+SECONDS = 60
 SSHD = "/usr/sbin/sshd"
 
 
