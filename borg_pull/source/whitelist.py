@@ -483,7 +483,8 @@ CLIENT_KEYS = (
         default=None,
         default_text="none",
         doc="Command whose first line of output is the passphrase; split like a shell would, run "
-        "without one, without the capability and without a home (`HOME` is `/nonexistent`).",
+        "without one, without the capability and without a home (`HOME` is `/nonexistent`). It is "
+        "the admin's program: nothing else confines it.",
     ),
     Key(
         name="passphrase_stdin",

@@ -30,6 +30,8 @@ def test_a_socket_of_another_session_is_not_used(site: Site) -> None:
         until(site.source.socket("luna").exists, seconds=20, what="the socket to be bound")
         result = luna.pull(f"create {stolen.path} stolen {data}")
         assert result.exit == 69, result.errors
+        assert "a foreign session holds" in result.errors
+        assert result.duration < 10
         assert trap.to_repository == 0
         holding.kill()
         holding.wait()

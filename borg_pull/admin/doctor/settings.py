@@ -179,8 +179,9 @@ SETTINGS = (
     _needed(
         "StreamLocalBindUnlink",
         "no",
-        "`yes` would let a client take over the name of another's socket.",
-        "a client can take over the name of another's socket",
+        "`yes` would let a client take over the name of another's socket, and remove any file of "
+        "the account's: the audit log, a lock.",
+        "a client can take over another's socket, and remove the account's files",
     ),
     _needed(
         "AllowAgentForwarding",
