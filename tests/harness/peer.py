@@ -421,6 +421,22 @@ class Peer:
         finally:
             listener.close()
 
+    def command(
+        self, request: str | bytes, options: Sequence[str] = ()
+    ) -> list[str | bytes | Path]:
+        """What sends ``request``; ``options`` stand first, where they override the others."""
+        return [
+            # The peer must not outlive a killed test run.
+            *("/usr/bin/setpriv", "--pdeathsig", "KILL"),
+            *("/usr/bin/ssh", "-F", "none", *options),
+            *("-p", str(self._server.port), "-i", self._key),
+            *("-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-o", "BatchMode=yes"),
+            *("-o", "StrictHostKeyChecking=yes", "-o", f"UserKnownHostsFile={self._known_hosts}"),
+            *("-o", "GlobalKnownHostsFile=/dev/null", "-o", "ExitOnForwardFailure=yes"),
+            *("-o", "LogLevel=ERROR", f"{self._source.account.name}@127.0.0.1", "--"),
+            os.fsencode(request),
+        ]
+
     def start(
         self,
         request: str | bytes,
@@ -437,24 +453,11 @@ class Peer:
         ``options`` stand first on ssh's command line, where they override the others;
         ``environment`` is set for ssh besides its own.
         """
-        forward: list[str] = []
         if listener is not None:
             remote = remote_socket or self._source.socket(self.name)
-            forward = ["-R", f"{remote}:{listener.path}"]
-        account = self._source.account.name
-        command: list[str | bytes | Path] = [
-            # The peer must not outlive a killed test run.
-            *("/usr/bin/setpriv", "--pdeathsig", "KILL"),
-            *("/usr/bin/ssh", "-F", "none", *options),
-            *("-p", str(self._server.port), "-i", self._key),
-            *("-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-o", "BatchMode=yes"),
-            *("-o", "StrictHostKeyChecking=yes", "-o", f"UserKnownHostsFile={self._known_hosts}"),
-            *("-o", "GlobalKnownHostsFile=/dev/null", "-o", "ExitOnForwardFailure=yes"),
-            *("-o", "LogLevel=ERROR", *forward, f"{account}@127.0.0.1", "--"),
-            os.fsencode(request),
-        ]
+            options = [*options, "-R", f"{remote}:{listener.path}"]
         return Pull(
-            command,
+            self.command(request, options),
             self._source,
             self._server,
             stdin=stdin,
