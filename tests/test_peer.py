@@ -83,11 +83,14 @@ class TestHolder:
         peer.remove_unless_foreign(str(path))
         assert not path.exists()
 
+    @pytest.mark.parametrize(
+        ("table", "value"), [("_SOCKET_TABLE", "/nonexistent"), ("_MAX_BLOCKS", 0)]
+    )
     def test_where_the_kernel_does_not_tell(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, table: str, value: object
     ) -> None:
-        monkeypatch.setattr(peer, "_SOCKET_TABLE", "/nonexistent")
         bound(path).close()
+        monkeypatch.setattr(peer, table, value)
         assert peer.holder(os.fsencode(path)) == peer.FOREIGN
         peer.remove_deserted(str(path.parent))
         assert path.exists()

@@ -22,6 +22,7 @@ DESERTED = "deserted"
 _MAX_DESERTED = 1000  # that one request removes
 # Of this network namespace, which is sshd's (proc_pid_net(5), unix.c in the kernel's net/unix).
 _SOCKET_TABLE = "/proc/self/net/unix"
+_MAX_BLOCKS = 4096  # 16 MiB
 _MAX_USER_AUTH = 64 * 1024  # bytes
 _MAX_PORT = 65535
 
@@ -218,19 +219,22 @@ def _listener_at(path: bytes) -> str | None:
 def _names_in_use(directory: bytes) -> set[bytes] | None:
     """The names in ``directory`` that processes have sockets bound to, however they spell its
     path; None when the kernel does not tell."""
-    table = b""
+    blocks: list[bytes] = []
     try:
         there = os.stat(directory)
         descriptor = os.open(_SOCKET_TABLE, os.O_RDONLY | os.O_CLOEXEC)
         try:
             while block := os.read(descriptor, 1 << 16):
-                table += block
+                blocks.append(block)
+                # The kernel gives a page at a time. So many sockets are somebody's attack.
+                if len(blocks) > _MAX_BLOCKS:
+                    return None
         finally:
             os.close(descriptor)
     except OSError:
         return None
     names: dict[bytes, set[bytes]] = {}
-    for line in table.split(b"\n"):
+    for line in b"".join(blocks).split(b"\n"):
         # Num RefCount Protocol Flags Type St Inode Path
         path = line.split(maxsplit=7)[7:]
         above, slash, name = path[0].rpartition(b"/") if path else (b"", b"", b"")
