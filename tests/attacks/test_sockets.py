@@ -420,6 +420,7 @@ def test_a_file_system_without_room(scene: Scene) -> None:
             assert_served(scene.pull())
             assert trap.received == 0
     finally:
+        scene.site.source.assert_nothing_left()
         subprocess.run(["umount", directory], check=True)
 
 
