@@ -542,8 +542,16 @@ def _answer_hello(admitted: Admitted) -> int:
         },
     }
     _write(1, encode(answer))
-    # A name that ssh could not forward to reaches us in no other request.
-    peer.remove_deserted(socket_dir)
+    # A name that ssh could not forward to reaches us in no other request. Where no socket belongs,
+    # those that a client had bound take up names and inodes all the same.
+    for directory in (
+        socket_dir,
+        runtime.home,
+        limits.directory(runtime.home),
+        borg.client_directory(runtime, client),
+        *borg.directories(runtime, client),
+    ):
+        peer.remove_deserted(directory)
     return 0
 
 

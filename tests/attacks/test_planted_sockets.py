@@ -29,6 +29,7 @@ from tests.harness.site import Site
 # Writes in its state directory and sends a byte, as borg does.
 STAND_IN = """\
 #!/bin/sh
+[ "$1" != --version ] || exec echo borg 1.2.4
 echo > "$BORG_BASE_DIR/state" && echo | "$BORG_RSH" host borg serve > /dev/null || exit 2
 """
 
@@ -119,6 +120,19 @@ def test_before_the_first_run_on_a_repository(scene: Scene) -> None:
     assert scene.plant(*paths) == set(paths)
     scene.serve("/srv/luna")
     assert not scene.planted()
+
+
+def test_hello_removes_what_lies_where_no_socket_belongs(scene: Scene) -> None:
+    """They take up inodes of the disk that holds the log and every client's state."""
+    scene.serve()
+    home = scene.home
+    below = ("", "clients", "clients/luna", "locks", "locks/luna", "limits")
+    paths = [home / directory / str(number) for directory in below for number in range(100)]
+    assert scene.plant(*paths) == set(paths)
+    files = {path for path in home.rglob("*") if path.is_file()}
+    assert scene.luna.pull("hello").exit == 0
+    assert not scene.planted()
+    assert {path for path in home.rglob("*") if path.is_file()} == files
 
 
 def test_after_the_log_was_rotated_away(scene: Scene) -> None:

@@ -13,7 +13,6 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ import pytest
 
 from tests.harness import processes
 from tests.harness.builds import FROZEN_12, PROJECT
+from tests.harness.disk import Disk
 from tests.harness.fixtures import SiteMaker
 from tests.harness.peer import Peer, Pull, Result
 from tests.harness.sink import Sink
@@ -393,14 +393,7 @@ def test_thousands_of_sockets(scene: Scene) -> None:
 def test_a_file_system_without_room(scene: Scene) -> None:
     """ssh cannot forward then, whatever the name; once nova is gone luna helps herself."""
     directory = scene.site.source.socket_dir
-    subprocess.run(
-        [
-            *("mount", "-t", "tmpfs", "-o"),
-            f"nr_inodes=64,mode=0700,uid={scene.site.account.uid},gid={scene.site.account.gid}",
-            *("borg-pull-test", directory),
-        ],
-        check=True,
-    )
+    disk = Disk(directory, inodes=64)
     try:
         with scene.sink(scene.nova) as trap:
             assert_served(scene.pull())
@@ -421,7 +414,7 @@ def test_a_file_system_without_room(scene: Scene) -> None:
             assert trap.received == 0
     finally:
         scene.site.source.assert_nothing_left()
-        subprocess.run(["umount", directory], check=True)
+        disk.unmount()
 
 
 def _is_full(directory: Path) -> bool:
