@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # Each is opened, and the usual limit is 1024 descriptors; some must be left to record the end with.
 MAX_PATHS = 500
 MAX_ARCHIVE_NAME = 200  # characters before expansion
+MAX_PATTERN = 1024  # characters of an --exclude
 MAX_NAME = 255  # bytes of one path component, NAME_MAX in linux/limits.h
 MAX_PATH = 4095  # bytes of a path, PATH_MAX in linux/limits.h less its NUL
 
@@ -159,6 +160,8 @@ def exclude_fault(pattern: str) -> str | None:
     style, colon, rest = pattern.partition(":")
     if not pattern:
         return "is empty"
+    if len(pattern) > MAX_PATTERN:
+        return f"is longer than {MAX_PATTERN} characters"
     if colon and len(style) == 2 and style.isalnum():
         if style not in ("fm", "sh", "pp", "pf"):
             return "has a style other than fm:, sh:, pp: and pf:"

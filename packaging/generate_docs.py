@@ -20,11 +20,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import borg_pull
-from borg_pull import errors
+from borg_pull import audit, errors, values
 from borg_pull.admin.doctor.settings import SETTINGS
 from borg_pull.pull import config, fields
 from borg_pull.pull.faults import table_of
-from borg_pull.source import request, whitelist
+from borg_pull.source import (
+    outcome,
+    passphrase,
+    peer,
+    relay,
+    report,
+    request,
+    session,
+    state,
+    trail,
+    whitelist,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -176,10 +187,75 @@ def default_of(field: FieldInfo) -> str:
     return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
 
 
+def sizes() -> str:
+    """The table of all that a peer can make large, and what bounds it."""
+    lines = [
+        ("a request", f"{request.MAX_REQUEST:,} bytes", "refused (64)"),
+        ("its options, repeated ones too", f"{request.MAX_OPTIONS}", "refused (64)"),
+        ("its paths", f"{values.MAX_PATHS}", "refused (64)"),
+        (
+            "a path; one component of it",
+            f"{values.MAX_PATH:,}; {values.MAX_NAME} bytes",
+            "refused (64)",
+        ),
+        (
+            "an archive name or `--glob-archives`",
+            f"{values.MAX_ARCHIVE_NAME} characters",
+            "refused (64)",
+        ),
+        ("a comment", f"{request.MAX_COMMENT:,} characters", "refused (64)"),
+        ("an `--exclude`", f"{values.MAX_PATTERN:,} characters", "refused (64)"),
+        (
+            "the passphrase on standard input",
+            f"{passphrase.MAX_PASSPHRASE:,} bytes in {passphrase.STDIN_TIMEOUT:.0f} seconds",
+            "refused (64)",
+        ),
+        (
+            "the request in its record",
+            f"{trail.MAX_REQUEST_RECORDED:,} characters",
+            "cut; `request_truncated` says so",
+        ),
+        ("a record", f"{audit.MAX_RECORD_BYTES:,} bytes", "nothing runs (73)"),
+        (
+            "borg's output that waits for a slow peer",
+            f"{relay.MAX_PENDING:,} bytes",
+            "borg waits",
+        ),
+        (
+            "borg's output with `create --json`, for the record",
+            f"{session.STDOUT_KEPT:,} bytes",
+            "passed on; no statistics in the record",
+        ),
+        (
+            "borg's last words, for the record",
+            f"{session.STDERR_KEPT:,} bytes, of which {outcome.MAX_WORDS} characters are recorded",
+            "cut",
+        ),
+        (
+            "the socket wrap's report",
+            f"{2 * report.PART:,} bytes, a message of {report.MAX_MESSAGE} characters",
+            "its beginning and end are read",
+        ),
+        (
+            "locks of repositories that nobody pulls to",
+            f"{state.MAX_LOCKS} a client",
+            "removed",
+        ),
+        ("what sshd tells of the key", f"{peer.MAX_USER_AUTH:,} bytes", "not recorded"),
+        (
+            "a client's sessions and requests, all sessions",
+            "[as configured](configuration.md)",
+            "refused (75)",
+        ),
+    ]
+    return table(("what", "at most", "beyond that"), lines)
+
+
 # Every section there is, and the file it must stand in.
 SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "exit-codes": ("protocol.md", exit_codes),
     "verbs": ("protocol.md", verbs),
+    "sizes": ("protocol.md", sizes),
     "runtime-keys": ("configuration.md", lambda: configuration_keys(whitelist.RUNTIME_KEYS)),
     "audit-keys": ("configuration.md", lambda: configuration_keys(whitelist.AUDIT_KEYS)),
     "confine-keys": ("configuration.md", lambda: configuration_keys(whitelist.CONFINE_KEYS)),

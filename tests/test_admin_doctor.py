@@ -274,12 +274,14 @@ WRONG = {
     "UnusedConnectionTimeout": "none",
     "ClientAliveInterval": "0",
     "ClientAliveCountMax": "0",
+    "LogLevel": "INFO",
 }
 OTHERWISE = {
     "StreamLocalBindMask": "0077",
     "UnusedConnectionTimeout": "300",
     "ClientAliveInterval": "60",
     "ClientAliveCountMax": "5",
+    "LogLevel": "DEBUG2",
 }
 JUDGED_WITH_KEYS = {"AuthorizedKeysFile", "AuthorizedKeysCommand"}
 

@@ -52,6 +52,7 @@ MaxSessions 100
 UnusedConnectionTimeout none
 ClientAliveInterval 0
 ClientAliveCountMax 0
+LogLevel QUIET
 """
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from borg_pull.source.whitelist import ClientRules
 
 
+MAX_WORDS = 500  # characters of borg's own that are recorded
+
 # Ends of borg's that happen to everybody, in the words of both versions.
 _KNOWN_ENDS = (
     (
@@ -174,5 +176,5 @@ def _last_words(tail: bytes) -> str | None:
     for line in reversed(said):
         text = line.removeprefix("Remote: ").removeprefix("Borg server: ")
         if text.strip() and not text.startswith((" ", "\t", *_AROUND_AN_EXCEPTION)):
-            return masked(text)[:500]
-    return masked(said[-1])[:500] if said else None
+            return masked(text)[:MAX_WORDS]
+    return masked(said[-1])[:MAX_WORDS] if said else None

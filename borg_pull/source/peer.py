@@ -23,7 +23,7 @@ _MAX_DESERTED = 1000  # that one request removes
 # Of this network namespace, which is sshd's (proc_pid_net(5), unix.c in the kernel's net/unix).
 _SOCKET_TABLE = "/proc/self/net/unix"
 _MAX_BLOCKS = 4096  # 16 MiB
-_MAX_USER_AUTH = 64 * 1024  # bytes
+MAX_USER_AUTH = 64 * 1024  # bytes
 _MAX_PORT = 65535
 
 
@@ -78,11 +78,14 @@ def _fingerprint(path: bytes | None) -> str | None:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
-        content = os.read(descriptor, _MAX_USER_AUTH)
+        content = os.read(descriptor, MAX_USER_AUTH + 1)
     except OSError:
         return None
     finally:
         os.close(descriptor)
+    if len(content) > MAX_USER_AUTH:
+        # Half a key would have the fingerprint of another.
+        return None
     import binascii
 
     from borg_pull.digest import sha256

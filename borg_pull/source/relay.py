@@ -6,6 +6,8 @@ import os
 import select
 
 _BLOCK = 64 * 1024
+MAX_PENDING = 2 * _BLOCK
+"""Most that waits for a slow peer: no block is read while there is one."""
 # A pipe that polls writable takes PIPE_BUF bytes without blocking, and so does a socket.
 _WRITE = 4096
 

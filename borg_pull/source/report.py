@@ -9,10 +9,10 @@ from borg_pull.errors import InternalError, RequestError, SocketError, SystemRef
 from borg_pull.record import Record
 
 # Bytes read of each end of a report: a run of days writes 20 MiB a month, a line every 5 seconds.
-_PART = 128 * 1024
+PART = 128 * 1024
 _MAX_DIGITS = 18  # of a number of bytes
 _MAX_BYTES = 10**_MAX_DIGITS - 1  # no record is to hold a number that its readers cannot
-_MAX_MESSAGE = 500  # characters
+MAX_MESSAGE = 500  # characters
 # Anything else is no failure of the wrap's own to tell of: it was killed, say.
 _FAILURES = (
     RequestError.exit_code,
@@ -64,12 +64,12 @@ def _content(descriptor: int) -> bytes:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         return b""
-    first = os.pread(descriptor, _PART, 0)
-    if status.st_size <= _PART:
+    first = os.pread(descriptor, PART, 0)
+    if status.st_size <= PART:
         return first
-    start = max(_PART, status.st_size - _PART)
-    last = os.pread(descriptor, _PART, start)
-    if start > _PART:
+    start = max(PART, status.st_size - PART)
+    last = os.pread(descriptor, PART, start)
+    if start > PART:
         first, last = first[: first.rfind(b"\n") + 1], last.partition(b"\n")[2]
     return first + last
 
@@ -88,7 +88,7 @@ def parse(text: str) -> WrapReport | None:
             int(words[2]),
             int(words[3]),
             int(words[4]),
-            words[5][:_MAX_MESSAGE] if len(words) > 5 else "",
+            words[5][:MAX_MESSAGE] if len(words) > 5 else "",
         )
     if not last:
         return None

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_REQUEST = 64 * 1024  # bytes
 MAX_COMMENT = 1024  # characters
+MAX_OPTIONS = 200  # borg tries each --exclude on every file
 
 
 class Option(Record):
@@ -200,6 +201,8 @@ def _option_with_value(word: str, remaining: Iterator[str]) -> tuple[str, str | 
 def _resolve_options(
     verb: Verb, given: list[tuple[str, str | None]]
 ) -> tuple[tuple[str, str | None], ...]:
+    if len(given) > MAX_OPTIONS:
+        raise RequestError(f"{len(given)} options are given", f"the limit is {MAX_OPTIONS}")
     resolved: list[tuple[str, str | None]] = []
     for spelling, value in given:
         option = _option_of(verb, spelling)

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 LEAVE = 2.0  # seconds borg is left to notice by itself that its peer is gone
 GRACE = 15.0  # seconds between asking borg to end and killing it
 _DRAIN = 5.0  # seconds to hand the last output to a slow peer
-_STDERR_KEPT = 16 * 1024
-_STDOUT_KEPT = 1024 * 1024
+STDERR_KEPT = 16 * 1024  # bytes, the last ones
+STDOUT_KEPT = 1024 * 1024  # bytes; of more, none
 
 
 class Ending(Record):
@@ -243,7 +243,7 @@ def start(
     if fault:
         os.waitpid(pid, 0)
         raise SystemRefusedError(f"borg was not started: {fault.decode('utf-8', 'replace')}")
-    kept = {1: _STDOUT_KEPT, 2: _STDERR_KEPT}
+    kept = {1: STDOUT_KEPT, 2: STDERR_KEPT}
     relays = [Relay(reader, target, kept[target]) for (reader, _), target in pipes]
     return Run(pid, relays, watch, started)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from borg_pull.audit import AuditLog, JSONValue
     from borg_pull.errors import BorgPullError
 
-_MAX_REQUEST_RECORDED = 8 * 1024  # characters
+MAX_REQUEST_RECORDED = 8 * 1024  # characters
 _MAX_UNLIMITED_RECORDED = 256  # characters; a flood is to fill the disk slowly
 # Characters behind those, by which a password that the cut falls into is known for one.
 _BEHIND_THE_CUT = 4 * 1024
@@ -64,7 +64,7 @@ class Trail:
     def admit(self) -> None:
         """Note that the request has passed the limits, which bound how many such there can be:
         until then a record holds only the beginning of a request."""
-        self._recorded = _MAX_REQUEST_RECORDED
+        self._recorded = MAX_REQUEST_RECORDED
 
     def knows(self, verb: str) -> None:
         """Note the verb, once the request has been parsed."""

@@ -138,7 +138,8 @@ class SshServer:
             "LoginGraceTime 60",
             "UseDNS no",
             "PrintMotd no",
-            "LogLevel VERBOSE",
+            # What ships raises it for the account.
+            "LogLevel INFO",
         ]
         if _openssh_version() >= (9, 8):
             lines.append("PerSourcePenalties no")

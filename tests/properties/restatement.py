@@ -43,7 +43,7 @@ VALUES = {
         "compression": r"(?:obfuscate,0*(?:[1-6]|11[0-9]|12[0-3]),)?(?:auto,)?"
         r"(?:none|lz4|zstd(?:,0*(?:[1-9]|1[0-9]|2[0-2]))?|zlib(?:,0*[0-9])?|lzma(?:,0*[0-9])?)",
         "comment": TEXT,
-        "exclude": r"(?:(?:fm|sh|pp|pf):.+)|(?![^\W_]{2}:).+",
+        "exclude": r"(?=.{1,1024}\Z)(?:(?:fm|sh|pp|pf):.+|(?![^\W_]{2}:).+)",
     },
     "init": {"encryption": r"none|authenticated(?:-blake2)?|(?:repokey|keyfile)(?:-blake2)?"},
     "list": {"glob-archives": r"[^{}*?\[][^{}]{0,199}", "first": COUNT, "last": COUNT},
@@ -139,6 +139,7 @@ def check_syntax(request: Asked) -> None:
         assert re.fullmatch(r"/(?!.*(?:::|[{}])).*[^:]", request.operands[0])
         assert request.operands[0].isprintable()
     assert len(request.operands[2:]) == len(set(request.operands[2:])) <= 500
+    assert len(request.options) <= 200
 
 
 def check_path(path: str) -> None:

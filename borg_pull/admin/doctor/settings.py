@@ -229,4 +229,12 @@ SETTINGS = (
         "the run of a peer that is gone never ends",
         also=_between(1, 10),
     ),
+    _wise(
+        "LogLevel",
+        "VERBOSE",
+        "sshd's log then has each start of a forced command. Of a request too long for the shell "
+        "there is no other record.",
+        "a request too long for the shell is on no record but its login",
+        also=lambda value: value.upper().startswith("DEBUG"),
+    ),
 )
