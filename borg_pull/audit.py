@@ -61,6 +61,8 @@ RESERVED = frozenset(
 """Keys of the record itself, which no event field may repeat."""
 
 _TAIL_BYTES = 4096
+_BLOCK = 1 << 20
+_HEAD_BYTES = 150  # of a line: time, event, number and session, and nothing that a peer has chosen
 
 
 class Common(Record):
@@ -121,6 +123,33 @@ class AuditLog:
         except OSError as error:
             raise _refused(error, self._path) from error
         return written
+
+    def holds(self, event: str, session: str) -> bool:
+        """Whether the log, as far as it has not been rotated away, has this record.
+
+        It reads all of the file: only for what happens rarely. Raises AuditError.
+        """
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _refused(error, self._path) from error
+        # Of a record's own making up to here, and so of nobody else's.
+        marks = f',"event":{_text(event)},"seq":'.encode(), f',"session":{_text(session)},'.encode()
+        rest = b""
+        try:
+            while block := os.read(descriptor, _BLOCK):
+                *lines, rest = (rest + block).split(b"\n")
+                for line in lines:
+                    if all(mark in line[:_HEAD_BYTES] for mark in marks):
+                        return True
+                rest = rest[:_HEAD_BYTES]
+        except OSError as error:
+            raise _refused(error, self._path) from error
+        finally:
+            os.close(descriptor)
+        return False
 
     def _append(self, log: int, chain: int, remembered: Head | None, body: tuple[str, str]) -> str:
         size = os.fstat(log).st_size

@@ -661,6 +661,50 @@ def test_without_descriptors_it_is_an_audit_error(path: Path) -> None:
     assert path.read_bytes() == before
 
 
+# Looking for a record
+
+
+def test_a_record_is_found_by_event_and_session(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_module, "_BLOCK", 700)  # so that lines lie across blocks
+    log = AuditLog(str(path), sync=False)
+    sessions = [new_session() for _ in range(20)]
+    assert not log.holds("complete", sessions[0])
+    for number, session in enumerate(sessions):
+        log.append("start", common(session), {"padding": "x" * number * 97})
+        if number % 2:
+            log.append("complete", common(session), {})
+    with path.open("ab") as file:
+        file.write(
+            b'{"time":"2026-11-21T00:17:08.123Z","event":"complete","seq":41,"session":"torn",'
+        )
+    assert [log.holds("complete", session) for session in sessions] == [False, True] * 10
+    assert all(log.holds("start", session) for session in sessions)
+    assert not log.holds("complete", "torn")
+
+
+@given(text=st.text(max_size=200))
+def test_nothing_that_a_peer_sends_passes_for_another_record(text: str) -> None:
+    session = new_session()
+    forged = f'","event":"complete","seq":1,"session":"{session}",{text}'
+    with tempfile.TemporaryDirectory() as directory:
+        log = AuditLog(f"{directory}/audit.jsonl", sync=False)
+        fields: dict[str, Any] = {"request": forged, forged: 1}
+        log.append("refused", common(), fields)
+        assert not log.holds("complete", session)
+
+
+@pytest.mark.parametrize("obstacle", ["directory", "link"])
+def test_where_nothing_can_be_looked_for(path: Path, obstacle: str) -> None:
+    if obstacle == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/null")
+    with pytest.raises(AuditError):
+        AuditLog(str(path), sync=False).holds("complete", new_session())
+
+
 # A full disk
 
 

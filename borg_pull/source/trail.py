@@ -130,6 +130,9 @@ class Trail:
 
     def complete_interrupted(self, session: str, verb: str) -> None:
         """Record the end of an earlier run that was killed before it could. Raises AuditError."""
+        if self._log.holds("complete", session):
+            # It was killed just after that, before it could take its note away.
+            return
         outcome = _nothing_known("interrupted", None, "the forced command was killed")
         self._complete(_common_of(self._common, session), verb, outcome)
 

@@ -284,15 +284,16 @@ import os, resource
 kind, value = open({choice!r}).read().split()
 limit = int(value)
 if kind == "NPROC":
-    # On top of what the account has by now, threads and zombies too.
+    # On top of what the account has by now; what is still to be reaped counts for the kernel,
+    # so that there may be even less.
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             status = open(f"/proc/{{pid}}/status").read()
         except OSError:
             continue
         fields = dict(line.split(":", 1) for line in status.splitlines())
-        if fields["Uid"].split()[0] == str(os.getuid()):
-            limit += int(fields["Threads"]) if fields["State"].split()[0] != "Z" else 1
+        if fields["Uid"].split()[0] == str(os.getuid()) and fields["State"].split()[0] != "Z":
+            limit += int(fields["Threads"])
 resource.setrlimit(getattr(resource, "RLIMIT_" + kind), (limit, limit))
 os.execv({program!r}, [{program!r}, {configuration!r}, "luna"])
 """
@@ -388,7 +389,7 @@ def test_a_machine_without_descriptors(tmp_path: Path, monkeypatch: pytest.Monke
 def test_processes_run_out(limited: Limited) -> None:
     """No process for borg, none for the wrap, none for its threads."""
     found = []
-    for more in range(5):
+    for more in range(40):
         result, events = limited.pull("NPROC", more)
         assert events == ["start", "complete"], (more, result.errors)
         found.append(result.exit)
@@ -396,7 +397,9 @@ def test_processes_run_out(limited: Limited) -> None:
         if result.exit != 0:
             said = ("Resource temporarily unavailable", "can't start new thread")
             assert any(words in result.errors for words in said), (more, result.errors)
-    assert found[:2] == [71, 2]
+        if found[-1] == 0 and more >= 5:
+            break
+    assert found[0] == 71
     assert found[-1] == 0
     result, events = limited.pull("NPROC", 0, "hello")
     assert (result.exit, events) == (71, ["refused"])
@@ -426,16 +429,21 @@ def test_sshd_has_no_process_for_the_request(site: Site) -> None:
 
 def test_memory_runs_out(limited: Limited) -> None:
     """In MB of address space: too few for the program, for borg to load, for its self-test."""
-    for megabytes, codes in ((5, {255}), (15, {71}), (20, {64, 71}), (30, {64}), (100, {64})):
-        result, events = limited.pull("AS", megabytes * 1_000_000, "nonsense")
-        assert result.exit in codes, (megabytes, result.errors)
+    found = []
+    # Between 5 and 15 the interpreter fails before anything of ours has run, in many ways.
+    for megabytes in (5, 15, 15.5, 16, 100):
+        result, events = limited.pull("AS", int(megabytes * 1_000_000), "nonsense")
+        found.append(result.exit)
         assert events == (["refused"] if result.exit == 64 else []), (megabytes, result.errors)
         assert "Traceback" not in result.errors
+        # 255 is that of what loads the interpreter.
         assert result.errors.count("\n") == 1 or result.exit == 255
-    for megabytes in (22, 40, 80, 400):
+    assert (found[0], found[-1]) == (255, 64)
+    assert set(found) == {255, 71, 64}
+    for megabytes in (40, 80, 400):
         result, events = limited.pull("AS", megabytes * 1_000_000)
-        assert events in WHOLE, (megabytes, result.errors)
-        assert result.exit in ({0} if megabytes == 400 else {2, 71}), (megabytes, result.errors)
+        assert events == ["start", "complete"], (megabytes, result.errors)
+        assert result.exit == (0 if megabytes == 400 else 2), (megabytes, result.errors)
         if result.exit == 2:
             assert "MemoryError" in limited.site.source.audit()[-1]["error"]
     limited.succeeds_without()
@@ -508,7 +516,6 @@ def test_ended_at_any_moment(site: Site) -> None:
                 program.send_signal(number)
             return program.wait(SECONDS)
 
-    took = time.monotonic()
     assert request(None) == 0
     ends = [request(number) for _ in range(25) for number in (signal.SIGTERM, signal.SIGKILL)]
     assert request(None) == 0, "the control"
@@ -516,9 +523,26 @@ def test_ended_at_any_moment(site: Site) -> None:
     events: dict[str, list[str]] = {}
     for record in source.audit():
         events.setdefault(record["session"], []).append(record["event"])
-    assert all(found in WHOLE or found == ["complete"] for found in events.values()), events
+    assert [found for found in events.values() if found not in (*WHOLE, ["complete"])] == []
     assert verify_files([str(source.audit_file)], rotated=False, expect=None).intact()
-    assert time.monotonic() - took < 60
+
+
+def test_killed_between_the_record_of_its_end_and_its_note(site: Site) -> None:
+    """The note then speaks of a run whose end is known; the control is one whose end is not."""
+    data = _data(site)
+    _allow(site, data)
+    repository = site.repository()
+    _succeeds(site, repository, data, "a")
+    known = site.source.audit()[0]["session"]
+    (lock,) = (site.source.home / "locks/luna").glob("*.lock")
+    for session in (known, "0b0f2a5e-9a57-4a39-8a4e-0f0d3c1b7a11"):
+        lock.write_text(f"create since 2026-11-21T00:00:00Z, pid 1, session {session}\n")
+        _succeeds(site, repository, data, f"after-{session}")
+    ends = [(end["session"], end["result"]) for end in site.source.audit(event="complete")]
+    assert ends.count((known, "success")) == 1
+    assert [end for end in ends if end[1] == "interrupted"] == [
+        ("0b0f2a5e-9a57-4a39-8a4e-0f0d3c1b7a11", "interrupted")
+    ]
 
 
 # The clock

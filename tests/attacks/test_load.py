@@ -31,6 +31,10 @@ from tests.harness.wait import until
 
 CONNECTIONS = 1000
 OF_OTHERS = 4
+LOGGING_IN = 150
+"""At one time: sshd lets nobody take longer than a minute over it."""
+NICE = 10
+"""What the crowd and its sshd give way by to the tests beside this one."""
 CONNECT_SECONDS = 240.0
 SERVE_SECONDS = 240.0
 # The key exchange that ssh would choose costs more than all that is tested here.
@@ -113,7 +117,7 @@ class Crowd:
         with (self._place / f"{len(self.clients)}").open("wb") as errors:
             self.clients.append(
                 subprocess.Popen(
-                    self._peer.command(request, options),
+                    ["/usr/bin/nice", "-n", str(NICE), *self._peer.command(request, options)],
                     env={"PATH": "/usr/bin:/bin", "SHELL": "/bin/sh"},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -121,9 +125,13 @@ class Crowd:
                 )
             )
 
-    def logged_in(self) -> int:
-        """How many wait at the gate."""
-        return self._ready.stat().st_size
+    def wait_until(self, most: int) -> None:
+        """Wait until so many have logged in."""
+        until(
+            lambda: self._ready.stat().st_size >= most,
+            seconds=CONNECT_SECONDS,
+            what=f"{most} connections to be there",
+        )
 
     def open_gate(self) -> None:
         """Let all of them ask at once."""
@@ -202,14 +210,12 @@ def test_a_thousand_connections_at_once(make_site: SiteMaker) -> None:
     # Not a copy of the same template: borg has one cache, and one lock on it, for both.
     repository.init()
     crowd = Crowd(site.peer("luna"), site.source.directory / "crowd")
+    os.setpriority(os.PRIO_PROCESS, site.server.daemon_pid, NICE)
     try:
-        for request in order:
+        for number, request in enumerate(order):
             crowd.log_in(request)
-        until(
-            lambda: crowd.logged_in() == CONNECTIONS,
-            seconds=CONNECT_SECONDS,
-            what="all connections to be there",
-        )
+            crowd.wait_until(number + 1 - LOGGING_IN)
+        crowd.wait_until(CONNECTIONS)
         with nova.listening(under_way, hold_after=1 << 19) as listener:
             pull = nova.start(f"create {under_way.path} a {data}", listener)
             listener.held()
