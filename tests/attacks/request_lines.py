@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.fuzz.inputs import unescaped
@@ -9,16 +10,31 @@ from tests.fuzz.inputs import unescaped
 CORPUS = Path(__file__).with_name("request_corpus.txt")
 
 
-def _lines() -> list[tuple[str, str, bytes]]:
-    """(class, verdict, command) of every line."""
-    found: list[tuple[str, str, bytes]] = []
-    name = ""
+@dataclass(frozen=True)
+class Line:
+    """One request of the corpus."""
+
+    kind: str
+    """The class it is of."""
+    reasons: tuple[str, ...]
+    """One of these stands in what a request of the class is refused with."""
+    expected: str
+    """The exit code it ends with before anything runs, or ``ok``."""
+    command: bytes
+
+
+def _lines() -> list[Line]:
+    found: list[Line] = []
+    kind = ""
+    reasons: tuple[str, ...] = ()
     for line in CORPUS.read_text(encoding="ascii").splitlines():
         if line.startswith("## "):
-            name = line.removeprefix("## ")
+            kind, reasons = line.removeprefix("## "), ()
+        elif line.startswith("#= "):
+            reasons = tuple(line.removeprefix("#= ").split(" | "))
         elif line and not line.startswith("#"):
-            verdict, _, command = line.partition(" ")
-            found.append((name, verdict, unescaped(command)))
+            expected, _, command = line.partition(" ")
+            found.append(Line(kind, reasons, expected, unescaped(command)))
     return found
 
 

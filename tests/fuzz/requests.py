@@ -93,12 +93,12 @@ def _check_what_borg_sees(
 
 def seeds() -> Iterable[bytes]:
     """The corpus of attacks."""
-    return [command for _, _, command in LINES]
+    return [line.command for line in LINES]
 
 
 def honest() -> Iterable[bytes]:
     """Its controls."""
-    return [command for _, expected, command in LINES if expected == "ok"]
+    return [line.command for line in LINES if line.expected == "ok"]
 
 
 PATHS = tuple(path for path in words.PATHS if len(path) < 100)
