@@ -69,8 +69,12 @@ def _without_credentials(word: str) -> str:
     position = word.find("=")
     while position >= 0:
         if _is_secret(_name_before(word, position)):
-            return f"{word[: position + 1]}{MASK}{_closing(word)}"
+            return f"{_without_passwords(word[: position + 1])}{MASK}{_closing(word)}"
         position = word.find("=", position + 1)
+    return _without_passwords(word)
+
+
+def _without_passwords(word: str) -> str:
     return _without_password(_without_userinfo(word))
 
 

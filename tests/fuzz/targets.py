@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import counts, logs, peers, requests, runs, whitelists
+from . import counts, logs, masking, peers, requests, runs, whitelists
 from .target import Target
 
 TARGETS: dict[str, Target] = {
@@ -14,6 +14,7 @@ TARGETS: dict[str, Target] = {
         runs.LOCK_NOTE,
         logs.TARGET,
         counts.TARGET,
+        masking.TARGET,
         peers.PASSPHRASE,
         peers.CALLER,
         peers.WRAP,

@@ -23,6 +23,7 @@ GOOD = {
     "audit": {"continued", "empty"},
     "passphrase": {"accepted"},
     "caller": {"key", "address"},
+    "masking": {"shown", "masked"},
     "limits": {"run", "session"},
     "wrap": {"accepted"},
 }
