@@ -32,6 +32,8 @@ OF_PYTHON = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1
 IGNORED = (
     *(signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM),
     *(signal.SIGTSTP, signal.SIGXCPU, signal.SIGRTMIN),
+    # The C library's own two, which only a raw call of the kernel sets (nptl(7)).
+    *(32, 33),
 )
 BLOCKED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR2)
 
