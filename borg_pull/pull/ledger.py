@@ -57,6 +57,8 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX run_by_outcome ON run (job, kind, outcome, started);
     CREATE INDEX run_unfinished ON run (id) WHERE outcome IS NULL;
     CREATE INDEX run_by_time ON run (started);
+    CREATE INDEX run_good ON run (job, started)
+        WHERE kind = 'create' AND outcome IN ('success', 'warning');
     CREATE INDEX run_kept ON run (job, archive_id) WHERE archive_id IS NOT NULL AND gone IS NULL;
     CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
     """,
@@ -192,7 +194,7 @@ class Ledger:
         """The latest runs of a job that made an archive, newest first."""
         return self._runs(
             "WHERE job = ? AND kind = 'create' AND outcome IN ('success', 'warning')"
-            " ORDER BY started DESC, id DESC LIMIT ?",
+            " ORDER BY started DESC LIMIT ?",
             (job, limit),
         )
 

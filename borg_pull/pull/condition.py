@@ -1,0 +1,126 @@
+"""Are the backups fine: each job's condition, from the ledger and the clock alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from borg_pull.pull.config import Config, Job
+from borg_pull.pull.due import next_due
+from borg_pull.pull.ledger import Ledger, Run
+
+TREND_RUNS = 10
+
+State = Literal["ok", "warning", "failing", "stale", "never"]
+
+GOOD = ("success", "warning")
+ENDS = ("success", "warning", "failure", "interrupted")
+"""Outcomes of runs that tried; a skipped one says nothing of the job."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One job's."""
+
+    job: str
+    state: State
+    """The worst that holds: ``never`` (no success yet), ``stale``, ``failing`` (the last try made
+    no backup, or retention or check failed), ``warning``, ``ok``."""
+    last_success: Run | None
+    age: timedelta | None
+    """Of the last success."""
+    stale_after: timedelta
+    last: Run | None
+    """The last try that has ended."""
+    running: Run | None
+    failed_care: tuple[Run, ...]
+    """Last prune and check, as far as they failed."""
+    sizes: tuple[int, ...]
+    """Original sizes of the last archives, oldest first."""
+    next_due: datetime | None
+    last_verified: datetime | None
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether nobody needs to act."""
+        return self.state in ("ok", "warning")
+
+    def as_json(self) -> dict[str, Any]:
+        """As ``status --json`` prints it; docs/backup-server.md has the schema."""
+        last_success, last = self.last_success, self.last
+        return {
+            "job": self.job,
+            "state": self.state,
+            "last_success": None if last_success is None else rfc3339(last_success.started),
+            "age_seconds": None if self.age is None else int(self.age.total_seconds()),
+            "stale_after_seconds": int(self.stale_after.total_seconds()),
+            "last_run": None if last is None else last.id,
+            "last_outcome": None if last is None else last.outcome,
+            "last_error": None if last is None else last.error,
+            "running": None if self.running is None else self.running.id,
+            "failed_care": [run.kind for run in self.failed_care],
+            "sizes": list(self.sizes),
+            "next_due": None if self.next_due is None else rfc3339(self.next_due),
+            "last_verified": None if self.last_verified is None else rfc3339(self.last_verified),
+        }
+
+
+def conditions(config: Config, ledger: Ledger, now: datetime) -> list[Condition]:
+    """Of every job, in the configuration's order."""
+    running = {run.job: run for run in ledger.unfinished() if run.kind == "create"}
+    return [
+        _condition(name, job, ledger, running.get(name), now) for name, job in config.job.items()
+    ]
+
+
+def _condition(
+    name: str, job: Job, ledger: Ledger, running: Run | None, now: datetime
+) -> Condition:
+    good = ledger.successes(name, TREND_RUNS)
+    last_success = good[0] if good else None
+    last = ledger.last(name, outcomes=ENDS)
+    cared = [
+        ledger.last(name, kind=kind, outcomes=ENDS)
+        for kind, rules in (("prune", job.retention), ("check", job.check))
+        if rules is not None
+    ]
+    failed_care = tuple(run for run in cared if run is not None and run.outcome not in GOOD)
+    verified = ledger.last(name, kind="verify", outcomes=("success",))
+    # A clock set back makes the last success one of the future: it is then as fresh as can be.
+    age = None if last_success is None else max(now - last_success.started, timedelta(0))
+    started = [run.started for run in (last, running) if run is not None]
+    return Condition(
+        job=name,
+        state=_state(last_success, age, job, last, failed_care),
+        last_success=last_success,
+        age=age,
+        stale_after=job.stale_after,
+        last=last,
+        running=running,
+        failed_care=failed_care,
+        sizes=tuple(run.original_size for run in reversed(good) if run.original_size is not None),
+        next_due=next_due(job, max(started, default=None), now),
+        last_verified=None if verified is None else verified.started,
+    )
+
+
+def _state(
+    last_success: Run | None,
+    age: timedelta | None,
+    job: Job,
+    last: Run | None,
+    failed_care: tuple[Run, ...],
+) -> State:
+    if last_success is None or age is None:
+        return "never"
+    if age > job.stale_after:
+        return "stale"
+    if failed_care or (last is not None and last.outcome not in GOOD):
+        return "failing"
+    return "warning" if last_success.outcome == "warning" else "ok"
+
+
+def rfc3339(moment: datetime) -> str:
+    """UTC, whole seconds."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,129 @@
+"""Whether backups are fine: staleness, failures, and a clock that was set back."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from borg_pull.pull.condition import Condition, conditions
+from borg_pull.pull.config import Config
+from borg_pull.pull.ledger import Ledger
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+Past = Callable[..., None]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.sqlite")
+
+
+@pytest.fixture
+def past(ledger: Ledger, tmp_path: Path) -> Past:
+    """Put a run into the ledger that began some hours ago."""
+
+    def put(hours: float, outcome: str | None, *, kind: str = "create", **fields: Any) -> None:
+        run = ledger.begin("job", "s", "r", kind=kind, log=None)
+        if outcome is not None:
+            ledger.finish(run, outcome, **fields)
+        started = (NOW - timedelta(hours=hours)).timestamp()
+        with sqlite3.connect(tmp_path / "ledger.sqlite") as database:
+            database.execute("UPDATE run SET started = ? WHERE id = ?", (started, run))
+
+    return put
+
+
+def condition(ledger: Ledger, **keys: Any) -> Condition:
+    config = Config.model_validate(
+        {
+            "source": {"s": {"host": "h", "identity": "/key"}},
+            "repository": {"r": {"path": "/r"}},
+            "job": {"job": {"source": "s", "repository": "r", "paths": ["/p"]} | keys},
+        }
+    )
+    (found,) = conditions(config, ledger, NOW)
+    return found
+
+
+def test_a_job_that_never_ran(ledger: Ledger) -> None:
+    found = condition(ledger, schedule="daily")
+    assert (found.state, found.is_fine, found.age) == ("never", False, None)
+    assert found.next_due == NOW
+
+
+def test_a_fresh_success_is_fine(ledger: Ledger, past: Past) -> None:
+    past(30, "success", original_size=10)
+    past(6, "success", original_size=20)
+    found = condition(ledger)
+    assert (found.state, found.is_fine) == ("ok", True)
+    assert found.age == timedelta(hours=6)
+    assert found.sizes == (10, 20)
+
+
+def test_an_old_success_is_stale(ledger: Ledger, past: Past) -> None:
+    past(36.1, "success")
+    assert condition(ledger).state == "stale"
+    assert condition(ledger, stale_after="2d").state == "ok"
+
+
+@pytest.mark.parametrize("outcome", ["failure", "interrupted"])
+def test_a_failure_after_a_fresh_success_is_failing(
+    ledger: Ledger, past: Past, outcome: str
+) -> None:
+    past(6, "success")
+    past(1, outcome, error="why")
+    found = condition(ledger)
+    assert (found.state, found.is_fine) == ("failing", False)
+    assert found.as_json()["last_error"] == "why"
+
+
+def test_a_skipped_run_changes_nothing(ledger: Ledger, past: Past) -> None:
+    past(6, "success")
+    past(1, "skipped")
+    assert condition(ledger).state == "ok"
+
+
+def test_recovery(ledger: Ledger, past: Past) -> None:
+    past(6, "failure")
+    past(1, "success")
+    assert condition(ledger).state == "ok"
+
+
+def test_a_warning_is_a_backup(ledger: Ledger, past: Past) -> None:
+    past(1, "warning")
+    found = condition(ledger)
+    assert (found.state, found.is_fine) == ("warning", True)
+
+
+@pytest.mark.parametrize(("kind", "rules"), [("prune", "retention"), ("check", "check")])
+def test_failed_care_is_failing(ledger: Ledger, past: Past, kind: str, rules: str) -> None:
+    past(2, "success")
+    past(1, "failure", kind=kind)
+    keys: dict[str, Any] = {rules: {"keep_last": 1} if rules == "retention" else {}}
+    assert condition(ledger, **keys).state == "failing"
+    assert condition(ledger).state == "ok", "without the rule nobody waits for it"
+    past(0.5, "success", kind=kind)
+    assert condition(ledger, **keys).state == "ok"
+
+
+def test_what_runs_now(ledger: Ledger, past: Past) -> None:
+    past(6, "success")
+    past(0.1, None)
+    found = condition(ledger)
+    assert found.running is not None
+    assert found.state == "ok"
+
+
+def test_a_clock_set_back_makes_nothing_stale(ledger: Ledger, past: Past) -> None:
+    past(-1000, "success")
+    found = condition(ledger, schedule="daily")
+    assert found.state == "ok"
+    assert found.age == timedelta(0)
+    assert found.next_due is not None
+    assert found.next_due <= NOW + timedelta(days=1)
