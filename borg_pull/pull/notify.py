@@ -1,0 +1,216 @@
+"""Telling people: once when a job's state changes, again while it stays bad, and when it is good.
+
+What was told is remembered in the ledger, so that it holds between calls. Apprise delivers; the
+URLs it is given hold secrets and are in no message of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from borg_pull.errors import ConfigurationError, FailedError, printable
+from borg_pull.pull.condition import Condition, rfc3339
+from borg_pull.pull.due import next_event
+from borg_pull.pull.ledger import Ledger
+
+PING_SECONDS = 15.0
+
+Told = Literal["fine", "failing", "stale"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One thing to tell."""
+
+    job: str
+    kind: Literal["failing", "stale", "recovered", "reminder"]
+    text: str
+
+
+class NotifyError(FailedError):
+    """Somebody who is to be told could not be."""
+
+
+def news(
+    found: Sequence[Condition], ledger: Ledger, now: datetime, repeat_every: timedelta
+) -> list[Message]:
+    """What has to be told now; `settle` notes that it was."""
+    messages = []
+    for one in found:
+        before, told_at = _remembered(ledger, one.job, now)
+        state = _told(one, ledger, now)
+        if state != before:
+            kind: Literal["failing", "stale", "recovered"]
+            kind = "recovered" if state == "fine" else state
+            messages.append(Message(one.job, kind, text(one, state)))
+        elif state != "fine" and now - told_at >= repeat_every:
+            messages.append(Message(one.job, "reminder", f"still: {text(one, state)}"))
+    return messages
+
+
+def settle(
+    found: Sequence[Condition], told: Sequence[Message], ledger: Ledger, now: datetime
+) -> None:
+    """Note that ``told`` have been delivered."""
+    by_job = {message.job for message in told}
+    for one in found:
+        if one.job in by_job:
+            state = _told(one, ledger, now)
+            ledger.set_state(f"told:{one.job}", json.dumps({"state": state, "at": now.timestamp()}))
+
+
+def digest_is_due(ledger: Ledger, expression: str, now: datetime) -> bool:
+    """Whether the digest's moment has come since the last one."""
+    at = ledger.state("digest")
+    if at is None:
+        ledger.set_state("digest", str(now.timestamp()))
+        return False
+    last = datetime.fromtimestamp(float(at), tz=now.tzinfo)
+    due = next_event(expression, min(last, now))
+    return due is not None and due <= now
+
+
+def digest(found: Sequence[Condition], now: datetime) -> str:
+    """All jobs, the bad ones first, a line each."""
+    ordered = sorted(found, key=lambda one: (one.is_fine, one.job))
+    bad = sum(not one.is_fine for one in found)
+    head = f"{len(found)} jobs at {rfc3339(now)}: " + (f"{bad} not fine" if bad else "all fine")
+    lines = [f"{one.job}: {one.state}, last backup {_last(one)}" for one in ordered]
+    return "\n".join([head, *map(printable, lines)])
+
+
+def text(one: Condition, state: Told) -> str:
+    """One line on a job's state."""
+    if state == "fine":
+        return printable(f"{one.job} is fine again: last backup {_last(one)}")
+    if state == "stale":
+        return printable(f"{one.job} is stale: last backup {_last(one)}")
+    error = one.last.error if one.last is not None and one.last.error else None
+    if one.failed_care:
+        error = one.failed_care[0].error or error
+    return printable(f"{one.job} fails: {error or 'no reason known'}; last backup {_last(one)}")
+
+
+def _last(one: Condition) -> str:
+    return "never" if one.last_success is None else rfc3339(one.last_success.started)
+
+
+def _told(one: Condition, ledger: Ledger, now: datetime) -> Told:
+    if one.state == "failing":
+        return "failing"
+    if one.state == "stale":
+        return "stale"
+    if one.state == "never":
+        if one.last is not None:
+            return "failing"
+        return "stale" if now - _first_seen(ledger, one.job, now) > one.stale_after else "fine"
+    return "fine"
+
+
+def _first_seen(ledger: Ledger, job: str, now: datetime) -> datetime:
+    """A job that never ran is not stale before it has had its time."""
+    at = ledger.state(f"seen:{job}")
+    if at is None:
+        ledger.set_state(f"seen:{job}", str(now.timestamp()))
+        return now
+    return datetime.fromtimestamp(float(at), tz=now.tzinfo)
+
+
+def _remembered(ledger: Ledger, job: str, now: datetime) -> tuple[Told, datetime]:
+    said = ledger.state(f"told:{job}")
+    if said is None:
+        return "fine", now
+    known = json.loads(said)
+    at = datetime.fromtimestamp(known["at"], tz=now.tzinfo)
+    if at > now:
+        # The clock was set back: from here on the time until a reminder is counted anew.
+        at = now
+        ledger.set_state(f"told:{job}", json.dumps(known | {"at": now.timestamp()}))
+    return known["state"], at
+
+
+def urls(file: Path) -> list[str]:
+    """The URLs in ``file``, one a line, ``#`` for comments.
+
+    They hold secrets: others must not be able to read the file. Raises ConfigurationError.
+    """
+    try:
+        status = file.stat()
+        content = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} cannot be read: {error}") from error
+    if status.st_mode & 0o077:
+        raise ConfigurationError(f"{file} can be read by others", f"run chmod go-rwx {file}")
+    lines = [line.strip() for line in content.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def deliver(addresses: Sequence[str], title: str, body: str, *, is_bad: bool) -> None:
+    """Send one message to everybody. Raises ConfigurationError, NotifyError."""
+    import apprise
+
+    # Its log lines name URLs, secrets included.
+    logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
+    failed = []
+    for number, address in enumerate(addresses, start=1):
+        service = apprise.Apprise()
+        if not service.add(address):
+            raise ConfigurationError(
+                f"URL {number} of the notification URLs is none that Apprise knows",
+                "its documentation lists them",
+            )
+        kind = apprise.NotifyType.FAILURE if is_bad else apprise.NotifyType.SUCCESS
+        if not service.notify(body=body, title=title, notify_type=kind):
+            failed.append(str(number))
+    if failed:
+        raise NotifyError(f"notification to URL {', '.join(failed)} failed", "try it by hand")
+
+
+def ping(file: Path) -> None:
+    """Tell the dead-man's switch whose URL is in ``file`` that a job has made its backup.
+
+    Raises ConfigurationError, NotifyError.
+    """
+    import requests
+
+    addresses = urls(file)
+    if len(addresses) != 1 or not addresses[0].startswith(("https://", "http://")):
+        raise ConfigurationError(f"{file} must hold one http or https URL")
+    try:
+        requests.get(addresses[0], timeout=PING_SECONDS, allow_redirects=False).raise_for_status()
+    except requests.RequestException as error:
+        # Its text would name the URL.
+        raise NotifyError(f"the ping of {file} failed: {type(error).__name__}") from None
+
+
+def tell(
+    found: Sequence[Condition],
+    ledger: Ledger,
+    addresses: Sequence[str],
+    now: datetime,
+    *,
+    repeat_every: timedelta,
+    digest_at: str | None,
+    send: Callable[..., None] = deliver,
+) -> list[Message]:
+    """Deliver all news, and the digest when it is due; what was delivered.
+
+    What cannot be delivered is news again next time. Raises NotifyError, ConfigurationError.
+    """
+    messages = news(found, ledger, now, repeat_every)
+    if messages:
+        bad = any(message.kind != "recovered" for message in messages)
+        title = f"borg-pull: {', '.join(sorted({message.job for message in messages}))}"
+        send(addresses, title, "\n".join(message.text for message in messages), is_bad=bad)
+        settle(found, messages, ledger, now)
+    if digest_at is not None and digest_is_due(ledger, digest_at, now):
+        bad = any(not one.is_fine for one in found)
+        send(addresses, "borg-pull: digest", digest(found, now), is_bad=bad)
+        ledger.set_state("digest", str(now.timestamp()))
+    return messages

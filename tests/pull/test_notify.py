@@ -1,0 +1,208 @@
+"""Telling people: once for each change, again while it lasts, through a real service."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from borg_pull.errors import ConfigurationError
+from borg_pull.pull import notify
+from borg_pull.pull.condition import Condition, State
+from borg_pull.pull.ledger import Ledger
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.sqlite")
+
+
+def condition(state: State, job: str = "job") -> Condition:
+    return Condition(
+        job=job,
+        state=state,
+        last_success=None,
+        age=None,
+        stale_after=timedelta(hours=36),
+        last=None,
+        running=None,
+        failed_care=(),
+        sizes=(),
+        next_due=None,
+        last_verified=None,
+    )
+
+
+class Post:
+    """A service that takes what is sent, or fails."""
+
+    def __init__(self) -> None:
+        self.bodies: list[str] = []
+        self.fails = False
+
+    def __call__(self, _addresses: object, _title: str, body: str, *, is_bad: bool) -> None:
+        if self.fails:
+            raise notify.NotifyError("no way through")
+        self.bodies.append(body)
+        self.is_bad = is_bad
+
+
+def tell(
+    ledger: Ledger, post: Post, state: State, hours: float = 0, **options: Any
+) -> list[notify.Message]:
+    return notify.tell(
+        [condition(state)],
+        ledger,
+        ["service://"],
+        NOW + timedelta(hours=hours),
+        repeat_every=DAY,
+        digest_at=None,
+        send=post,
+        **options,
+    )
+
+
+def test_a_change_is_told_once(ledger: Ledger) -> None:
+    post = Post()
+    assert tell(ledger, post, "ok") == []
+    (message,) = tell(ledger, post, "failing")
+    assert message.kind == "failing"
+    assert tell(ledger, post, "failing", 1) == []
+    assert [one.kind for one in tell(ledger, post, "stale", 2)] == ["stale"]
+    assert [one.kind for one in tell(ledger, post, "ok", 3)] == ["recovered"]
+    assert tell(ledger, post, "ok", 100) == []
+    assert len(post.bodies) == 3
+    assert not post.is_bad
+
+
+def test_what_stays_bad_is_told_again(ledger: Ledger) -> None:
+    post = Post()
+    tell(ledger, post, "stale")
+    assert tell(ledger, post, "stale", 23.9) == []
+    assert [one.kind for one in tell(ledger, post, "stale", 24)] == ["reminder"]
+    assert tell(ledger, post, "stale", 25) == []
+
+
+def test_what_could_not_be_delivered_is_news_again(ledger: Ledger) -> None:
+    post = Post()
+    post.fails = True
+    with pytest.raises(notify.NotifyError):
+        tell(ledger, post, "failing")
+    post.fails = False
+    assert [one.kind for one in tell(ledger, post, "failing", 0.1)] == ["failing"]
+
+
+def test_a_new_job_has_its_time_before_it_is_stale(ledger: Ledger) -> None:
+    post = Post()
+    assert tell(ledger, post, "never") == []
+    assert tell(ledger, post, "never", 36) == []
+    assert [one.kind for one in tell(ledger, post, "never", 36.1)] == ["stale"]
+
+
+def test_a_clock_set_back_silences_no_reminder(ledger: Ledger) -> None:
+    post = Post()
+    tell(ledger, post, "stale", 10_000)
+    assert tell(ledger, post, "stale", 0) == []
+    assert [one.kind for one in tell(ledger, post, "stale", 24)] == ["reminder"]
+
+
+def test_the_digest_has_the_bad_ones_first(ledger: Ledger) -> None:
+    post = Post()
+    found = [condition("ok", "a"), condition("stale", "z")]
+
+    def run(now: datetime) -> None:
+        notify.tell(found, ledger, [], now, repeat_every=DAY, digest_at="06:00 UTC", send=post)
+
+    run(NOW)
+    sent = len(post.bodies)
+    run(NOW + timedelta(hours=1))
+    assert len(post.bodies) == sent
+    run(NOW + timedelta(hours=20))
+    digest = post.bodies[-1].splitlines()
+    assert digest[0].endswith("1 not fine")
+    assert [line.partition(":")[0] for line in digest[1:]] == ["z", "a"]
+
+
+@pytest.fixture
+def service() -> Iterator[tuple[str, list[Any], list[int]]]:
+    """A web service on loopback: its address, what it was sent, and what it answers."""
+    received: list[Any] = []
+    answers = [200]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            length = int(self.headers["Content-Length"])
+            received.append(json.loads(self.rfile.read(length)))
+            self._answer()
+
+        def do_GET(self) -> None:
+            received.append(self.path)
+            self._answer()
+
+        def _answer(self) -> None:
+            self.send_response(answers[-1])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}", received, answers
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_message_through_a_web_hook(service: tuple[str, list[Any], list[int]]) -> None:
+    address, received, answers = service
+    notify.deliver([f"json://{address}/hook"], "title", "body", is_bad=True)
+    assert (received[0]["title"], received[0]["message"]) == ("title", "body")
+    assert received[0]["type"] == "failure"
+    answers.append(500)
+    with pytest.raises(notify.NotifyError, match="URL 1 failed"):
+        notify.deliver([f"json://user:secret@{address}/"], "t", "b", is_bad=False)
+
+
+def test_a_ping(service: tuple[str, list[Any], list[int]], tmp_path: Path) -> None:
+    address, received, answers = service
+    file = tmp_path / "ping"
+    file.write_text(f"http://{address}/secret-uuid\n")
+    file.chmod(0o600)
+    notify.ping(file)
+    assert received == ["/secret-uuid"]
+    answers.append(404)
+    with pytest.raises(notify.NotifyError) as failed:
+        notify.ping(file)
+    assert "secret-uuid" not in str(failed.value)
+
+
+def test_urls_that_others_can_read_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "urls"
+    file.write_text("# mine\njson://localhost\n\n")
+    file.chmod(0o640)
+    with pytest.raises(ConfigurationError, match="read by others"):
+        notify.urls(file)
+    file.chmod(0o600)
+    assert notify.urls(file) == ["json://localhost"]
+
+
+def test_an_unknown_service_is_named_by_its_number_alone() -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        notify.deliver(["nonsense://secret"], "t", "b", is_bad=True)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_hostile_error_line_stays_one_line() -> None:
+    bad = replace(condition("failing"), job="j\x1b[2J\nother: fine")
+    assert notify.text(bad, "failing").isprintable()
