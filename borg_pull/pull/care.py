@@ -43,10 +43,10 @@ class Pruned:
     deleted: list[Archive]
 
 
-def missing(task: Task, repository: LocalRepository, ledger: Ledger, glob: str) -> list[str]:
-    """Names of the archives that are on record and not in the repository."""
+def missing(task: Task, repository: LocalRepository, ledger: Ledger, glob: str) -> dict[str, str]:
+    """The archives that are on record and not in the repository: id to name."""
     present = {archive.id for archive in repository.archives(glob)}
-    return [name for id_, name in ledger.kept(task.name).items() if id_ not in present]
+    return {id_: name for id_, name in ledger.kept(task.name).items() if id_ not in present}
 
 
 def prune(

@@ -1,0 +1,152 @@
+"""``init``, ``archives``, ``prune``, ``check`` and ``forget``: a job's repository, by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from borg_pull.errors import RequestError, printable
+from borg_pull.output import print_table, put
+from borg_pull.pull import care, secret
+from borg_pull.pull.condition import rfc3339
+from borg_pull.pull.config import Config
+from borg_pull.pull.faults import nearest
+from borg_pull.pull.invocation import Invocation, configured
+from borg_pull.pull.ledger import Ledger
+from borg_pull.pull.repository import Archive, LocalRepository
+from borg_pull.pull.run import task
+
+ENCRYPTION = ("repokey-blake2", "repokey", "authenticated-blake2", "authenticated", "none")
+
+
+def local(config: Config, name: str) -> LocalRepository:
+    """The repository of that name. Raises RequestError."""
+    repository = config.repository.get(name)
+    if repository is None:
+        raise RequestError(f"there is no repository {name}{nearest(name, config.repository)}")
+    return LocalRepository(repository, lambda: secret.passphrase(name, repository))
+
+
+@click.command(short_help="Make a repository.")
+@click.argument("name", metavar="REPOSITORY")
+@click.option("--encryption", type=click.Choice(ENCRYPTION), default=ENCRYPTION[0])
+@configured
+def init(invocation: Invocation, name: str, encryption: str) -> int:
+    """Make the repository that the configuration names, with its passphrase."""
+    repository = local(invocation.config, name)
+    path = repository.repository.path
+    if encryption != "none" and secret.passphrase(name, repository.repository) is None:
+        raise RequestError(
+            f"repository {name} has no passphrase in the configuration",
+            "give it one, or --encryption none",
+        )
+    repository.run(["init", "--encryption", encryption, "--make-parent-dirs", str(path)])
+    put(f"made {path} ({encryption})\n")
+    if encryption != "none":
+        put(f"keep a copy of its key elsewhere: borg key export {path} FILE\n")
+    return 0
+
+
+@click.command(short_help="List a job's archives.")
+@click.argument("name", metavar="JOB")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object an archive and line.")
+@configured
+def archives(invocation: Invocation, name: str, *, as_json: bool) -> int:
+    """List the archives of a job that are in its repository, oldest first."""
+    config = invocation.config
+    job = task(config, name)
+    found = local(config, job.repository_name).archives(config.archive_glob(name))
+    if as_json:
+        for archive in found:
+            put(json.dumps(_archive_object(archive), separators=(",", ":")) + "\n")
+    else:
+        rows = [([one.name, rfc3339(one.time), one.id], "") for one in found]
+        print_table(("ARCHIVE", "MADE", "ID"), rows)
+    return 0
+
+
+@click.command(short_help="Delete what retention does not keep.")
+@click.argument("name", metavar="JOB")
+@click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
+@configured
+def prune(invocation: Invocation, name: str, *, dry_run: bool) -> int:
+    """Delete the archives of a job that its retention does not keep, and free their space.
+
+    Nothing is deleted when an archive on record is missing from the repository.
+    """
+    config = invocation.config
+    job = task(config, name)
+    ledger = Ledger(invocation.places.ledger)
+    try:
+        repository = local(config, job.repository_name)
+        glob = config.archive_glob(name)
+        done = care.prune(job, repository, ledger, glob, dry_run=dry_run)
+    finally:
+        ledger.close()
+    word = "would delete" if dry_run else "deleted"
+    for archive in done.deleted:
+        put(f"{word} {printable(archive.name)}\n")
+    put(f"{word} {len(done.deleted)} archives, kept {len(done.kept)}\n")
+    return 0
+
+
+@click.command(short_help="Verify a job's repository.")
+@click.argument("name", metavar="JOB")
+@configured
+def check(invocation: Invocation, name: str) -> int:
+    """Verify a job's repository now, as its check table says."""
+    config = invocation.config
+    job = task(config, name)
+    ledger = Ledger(invocation.places.ledger)
+    try:
+        run = ledger.begin(name, job.source_name, job.repository_name, kind="check", log=None)
+        try:
+            repository = local(config, job.repository_name)
+            seconds = care.check(job, repository, on_line=_pass_on)
+        except Exception as error:
+            ledger.finish(run, "failure", error=str(error))
+            raise
+        ledger.finish(run, "success", duration=round(seconds, 3))
+    finally:
+        ledger.close()
+    put(f"{job.repository.path}: no damage found in {seconds:.0f} s\n")
+    return 0
+
+
+def _pass_on(line: bytes) -> None:
+    sys.stderr.write(f"{printable(line.decode('utf-8', 'replace').rstrip())}\n")
+
+
+@click.command(short_help="Accept that archives are gone.")
+@click.argument("name", metavar="JOB")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@configured
+def forget(invocation: Invocation, name: str, *, yes: bool) -> int:
+    """Note that the archives of a job that are missing from its repository were deleted on purpose.
+
+    Until then retention deletes nothing, because whoever deleted them may be an attacker.
+    """
+    config = invocation.config
+    job = task(config, name)
+    ledger = Ledger(invocation.places.ledger)
+    try:
+        repository = local(config, job.repository_name)
+        lost = care.missing(job, repository, ledger, config.archive_glob(name))
+        if not lost:
+            put("no archive on record is missing\n")
+            return 0
+        for archive in sorted(lost.values()):
+            put(f"missing: {printable(archive)}\n")
+        if not yes:
+            click.confirm(f"Were these {len(lost)} deleted on purpose?", abort=True, err=True)
+        ledger.mark_gone(name, list(lost))
+    finally:
+        ledger.close()
+    put(f"{len(lost)} archives are not expected any more\n")
+    return 0
+
+
+def _archive_object(archive: Archive) -> dict[str, str]:
+    return {"archive": archive.name, "id": archive.id, "time": rfc3339(archive.time)}

@@ -1,0 +1,184 @@
+"""``borg-pull run``: choose jobs, pull them, and tell whoever wants to know."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from borg_pull.errors import BorgPullError, RequestError
+from borg_pull.output import print_error
+from borg_pull.pull import metrics, notify, secret
+from borg_pull.pull.batch import Batch
+from borg_pull.pull.condition import conditions
+from borg_pull.pull.config import Config
+from borg_pull.pull.due import is_due
+from borg_pull.pull.faults import nearest
+from borg_pull.pull.invocation import Invocation, configured
+from borg_pull.pull.ledger import Ledger
+from borg_pull.pull.outcome import ORDER
+from borg_pull.pull.places import Places
+from borg_pull.pull.progress import JsonScreen, PeopleScreen, Screen
+from borg_pull.pull.pull import Stop, Task
+
+EXIT_CODES = """
+Exit codes: 0 every job made its backup; 1 with warnings; 2 a job failed, or was ended; 64 for a
+wrong command line, 71 when the system refuses, 78 when the configuration is wrong. A job that is
+still running elsewhere is skipped, and changes none of them.
+"""
+
+
+@click.command(epilog=EXIT_CODES, short_help="Pull backups.")
+@click.argument("names", metavar="JOB...", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Every job of the configuration.")
+@click.option("--due", is_flag=True, help="Every job whose schedule says so.")
+@click.option("--jobs", "workers", type=click.IntRange(1, 256), help="Pulls at once.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object an event and line.")
+@click.option("--quiet", is_flag=True, help="Print warnings and failures alone.")
+@configured
+def run(
+    invocation: Invocation,
+    names: tuple[str, ...],
+    *,
+    every: bool,
+    due: bool,
+    workers: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Pull the backups of the named jobs, of all, or of those that are due."""
+    if sum((bool(names), every, due)) != 1:
+        raise RequestError("name jobs, or give --all or --due", "see borg-pull run --help")
+    config, places = invocation.config, invocation.places
+    ledger = Ledger(places.ledger)
+    try:
+        for lost in ledger.recover():
+            print_error(f"run {lost.id} of {lost.job} was interrupted", "yellow")
+        chosen = _chosen(config, ledger, names, due=due)
+        screen: Screen = JsonScreen() if as_json else PeopleScreen(quiet=quiet)
+        batch = _batch(config, ledger, places, workers, screen)
+        with screen:
+            verdict = batch.run([task(config, name) for name in chosen])
+        worst = max(ORDER.index(verdict), _told(config, ledger, batch))
+        _remove_old_logs(places.logs, config.settings.keep_logs.total_seconds())
+    finally:
+        ledger.close()
+    return worst
+
+
+def task(config: Config, name: str) -> Task:
+    """The job of that name with all it refers to. Raises RequestError."""
+    job = config.job.get(name)
+    if job is None:
+        raise RequestError(f"there is no job {name}{nearest(name, config.job)}")
+    source, repository = config.source[job.source], config.repository[job.repository]
+    return Task(name, job, job.source, source, job.repository, repository)
+
+
+def _chosen(config: Config, ledger: Ledger, names: Sequence[str], *, due: bool) -> list[str]:
+    if names:
+        for name in names:
+            task(config, name)
+        return list(dict.fromkeys(names))
+    if not due:
+        return list(config.job)
+    now = datetime.now(UTC)
+    found = []
+    for name, job in config.job.items():
+        last = ledger.last(name)
+        if is_due(job, None if last is None else last.started, now):
+            found.append(name)
+    return found
+
+
+def _batch(
+    config: Config, ledger: Ledger, places: Places, workers: int | None, screen: Screen
+) -> Batch:
+    stop = Stop()
+    secrets: dict[str, bytes | None] = {}
+
+    def passphrase(one: Task) -> bytes | None:
+        name = one.repository_name
+        if name not in secrets:
+            secrets[name] = secret.passphrase(name, one.repository)
+        return secrets[name]
+
+    batch = Batch(
+        config,
+        ledger,
+        places,
+        workers=workers or config.settings.jobs,
+        passphrase=passphrase,
+        emit=screen.show,
+        stop=stop,
+    )
+
+    def end(number: int, _frame: object) -> None:
+        stop.set(f"ended by {signal.Signals(number).name}")
+        batch.wake()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    return batch
+
+
+def _told(config: Config, ledger: Ledger, batch: Batch) -> int:
+    """Pings, notifications, metrics; what cannot be delivered is a warning, never silent."""
+    faults: list[BorgPullError] = []
+    for name, verdict in batch.verdicts.items():
+        file = config.job[name].ping_url_file
+        if verdict != "failure" and file is not None:
+            _attempt(faults, lambda file=file: notify.ping(file))
+    faults += report(config, ledger)
+    for fault in faults:
+        print_error(fault.line(), "yellow")
+    return 1 if faults else 0
+
+
+def report(config: Config, ledger: Ledger) -> list[BorgPullError]:
+    """Write the metrics and tell the news; what went wrong with that."""
+    now = datetime.now(UTC)
+    found = conditions(config, ledger, now)
+    faults: list[BorgPullError] = []
+    textfile = config.metrics.textfile
+    if textfile is not None:
+        _attempt(faults, lambda: metrics.write(textfile, config, found, now))
+    urls_file = config.notify.urls_file
+    if urls_file is not None:
+        _attempt(
+            faults,
+            lambda: notify.tell(
+                found,
+                ledger,
+                secret.lines(urls_file),
+                now,
+                repeat_every=config.notify.repeat_every,
+                digest_at=config.notify.digest,
+            ),
+        )
+    return faults
+
+
+def _attempt(faults: list[BorgPullError], act: object) -> None:
+    assert callable(act)
+    try:
+        act()
+    except BorgPullError as error:
+        faults.append(error)
+
+
+def _remove_old_logs(logs: Path, seconds: float) -> None:
+    oldest = time.time() - seconds
+    for log in logs.iterdir():
+        try:
+            if log.stat().st_mtime < oldest:
+                log.unlink()
+        except FileNotFoundError:
+            continue  # another borg-pull was first
+        except OSError as error:
+            sys.stderr.write(f"borg-pull: {log}: {error.strerror}\n")

@@ -1,0 +1,215 @@
+"""``status``, ``history`` and ``logs``: what the ledger knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from borg_pull.errors import RequestError, printable
+from borg_pull.output import print_table, put
+from borg_pull.pull.condition import Condition, conditions, rfc3339
+from borg_pull.pull.fields import duration
+from borg_pull.pull.invocation import Invocation, configured
+from borg_pull.pull.ledger import Ledger, Run
+from borg_pull.pull.progress import size
+from borg_pull.pull.run import report, task
+
+BARS = "▁▂▃▄▅▆▇█"
+_STYLES = {
+    "ok": "green",
+    "warning": "yellow",
+    "failing": "bold red",
+    "stale": "bold red",
+    "never": "bold red",
+    "success": "green",
+    "failure": "bold red",
+    "interrupted": "red",
+    "skipped": "dim",
+}
+
+
+@click.command(short_help="Tell whether the backups are fine.")
+@click.argument("names", metavar="[JOB]...", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--tell", is_flag=True, help="Also send notifications and write metrics.")
+@configured
+def status(
+    invocation: Invocation, names: tuple[str, ...], *, as_json: bool, tell: bool
+) -> int:
+    """Tell of each job: its last backup, age, outcome, sizes, and when it is due.
+
+    Exit code: 0 when every job has a fresh backup and the last run made one, 1 when not.
+    """
+    config = invocation.config
+    for name in names:
+        task(config, name)
+    ledger = Ledger(invocation.places.ledger)
+    try:
+        ledger.recover()
+        now = datetime.now(UTC)
+        found = conditions(config, ledger, now)
+        faults = report(config, ledger) if tell else []
+    finally:
+        ledger.close()
+    if names:
+        found = [one for one in found if one.job in names]
+    if as_json:
+        put(_json({"time": rfc3339(now), "jobs": [one.as_json() for one in found]}))
+    else:
+        headings = ("JOB", "STATE", "LAST BACKUP", "AGE", "SIZE", "TREND", "NEXT", "VERIFIED")
+        print_table(headings, [(_cells(one), _STYLES[one.state]) for one in found])
+        for one in found:
+            if not one.is_fine:
+                put(f"{why(one)}\n")
+    if faults:
+        raise faults[0]
+    return 0 if all(one.is_fine for one in found) else 1
+
+
+@click.command(short_help="List past runs.")
+@click.argument("names", metavar="[JOB]...", nargs=-1)
+@click.option("--limit", type=click.IntRange(1, 100_000), default=30, show_default=True)
+@click.option("--since", metavar="SPAN", help="Only of the last SPAN, such as 7d.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a run and line.")
+@configured
+def history(
+    invocation: Invocation,
+    names: tuple[str, ...],
+    *,
+    limit: int,
+    since: str | None,
+    as_json: bool,
+) -> int:
+    """List runs, newest first."""
+    ledger = Ledger(invocation.places.ledger)
+    try:
+        ledger.recover()
+        runs = _runs(ledger, names, limit, since)
+    finally:
+        ledger.close()
+    if as_json:
+        put("".join(_json(run_object(run)) for run in runs))
+        return 0
+    headings = ("RUN", "JOB", "KIND", "STARTED", "TOOK", "OUTCOME", "FILES", "SIZE", "NEW", "ERROR")
+    print_table(headings, [(_run_cells(run), _STYLES.get(run.outcome or "", "")) for run in runs])
+    return 0
+
+
+@click.command(short_help="Show the log of a run.")
+@click.argument("run", type=int)
+@configured
+def logs(invocation: Invocation, run: int) -> int:
+    """Print what the source and borg said during a run; ``history`` has its number."""
+    ledger = Ledger(invocation.places.ledger)
+    try:
+        found = ledger.get(run)
+    finally:
+        ledger.close()
+    if found is None:
+        raise RequestError(f"there is no run {run}", "see borg-pull history")
+    if found.log is None:
+        raise RequestError(f"run {run} has no log", f"it was {found.outcome}: {found.error}")
+    try:
+        lines = Path(found.log).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        raise RequestError(f"the log of run {run} is not kept any more") from None
+    put("".join(f"{printable(line)}\n" for line in lines))
+    return 0
+
+
+def _runs(ledger: Ledger, names: Sequence[str], limit: int, since: str | None) -> list[Run]:
+    moment = None
+    if since is not None:
+        try:
+            moment = datetime.now(UTC) - duration(since)
+        except (ValueError, OverflowError) as error:
+            raise RequestError(f"--since {since}: {error}") from None
+    if not names:
+        return ledger.runs(limit=limit, since=moment)
+    found = [run for name in names for run in ledger.runs(name, limit=limit, since=moment)]
+    return sorted(found, key=lambda run: (run.started, run.id), reverse=True)[:limit]
+
+
+def run_object(run: Run) -> dict[str, Any]:
+    """A run as ``history --json`` prints it: the ledger's columns, times as RFC 3339 in UTC."""
+    values = {one.name: getattr(run, one.name) for one in fields(run)}
+    return {
+        name: rfc3339(value) if isinstance(value, datetime) else value
+        for name, value in values.items()
+    }
+
+
+def why(one: Condition) -> str:
+    """One line on what is wrong with a job, and where to look."""
+    if one.state == "stale":
+        text = f"{one.job}: no backup for {age(one.age)}, more than {age(one.stale_after)}"
+    elif one.failed_care:
+        run = one.failed_care[0]
+        text = f"{one.job}: {run.kind} failed: {run.error}; see borg-pull logs {run.id}"
+    elif one.last is not None:
+        text = f"{one.job}: {one.last.error}; see borg-pull logs {one.last.id}"
+    else:
+        text = f"{one.job}: never ran; run: borg-pull run {one.job}"
+    return printable(text)
+
+
+def _cells(one: Condition) -> list[str]:
+    last = one.last_success
+    state = one.state if one.running is None else f"{one.state}, running"
+    return [
+        one.job,
+        state,
+        "-" if last is None else rfc3339(last.started),
+        age(one.age),
+        "-" if last is None or last.original_size is None else size(last.original_size),
+        sparkline(one.sizes),
+        "-" if one.next_due is None else rfc3339(one.next_due),
+        "never" if one.last_verified is None else rfc3339(one.last_verified),
+    ]
+
+
+def _run_cells(run: Run) -> list[str]:
+    def sized(count: int | None) -> str:
+        return "-" if count is None else size(count)
+
+    return [
+        str(run.id),
+        run.job,
+        run.kind,
+        rfc3339(run.started),
+        "-" if run.duration is None else f"{run.duration:.1f} s",
+        run.outcome or "running",
+        "-" if run.files is None else str(run.files),
+        sized(run.original_size),
+        sized(run.new_size),
+        printable(run.error or ""),
+    ]
+
+
+def age(span: timedelta | None) -> str:
+    """A time span in its largest unit that leaves a number."""
+    if span is None:
+        return "-"
+    seconds = int(span.total_seconds())
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
+
+
+def sparkline(sizes: Sequence[int]) -> str:
+    """Sizes as bars, from nothing to the largest."""
+    largest = max(sizes, default=0)
+    if largest == 0:
+        return BARS[0] * len(sizes)
+    return "".join(BARS[round(one * (len(BARS) - 1) / largest)] for one in sizes)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":")) + "\n"
