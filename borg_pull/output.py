@@ -54,6 +54,14 @@ def print_line(text: str, style: str) -> None:
     sys.stdout.flush()
 
 
+def print_error(text: str, style: str) -> None:
+    """Print one printable line to standard error."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console.print(text, style=style)
+
+
 _LINE_END = re.compile(r"(?:\x1b\[[0-9;]*m| )+$", re.MULTILINE)
 
 

@@ -25,11 +25,11 @@ from borg_pull.pull.config import Config
 from borg_pull.pull.due import next_event
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.outcome import ORDER, Outcome, Verdict
+from borg_pull.pull.places import Places
 from borg_pull.pull.pull import (
     USUAL_RUNS,
     Attempt,
     Emit,
-    Places,
     Stop,
     Task,
     UnreachableError,
@@ -37,7 +37,7 @@ from borg_pull.pull.pull import (
     hello,
 )
 from borg_pull.pull.repository import LocalRepository
-from borg_pull.pull.source import Greeting, archive_glob, remembered
+from borg_pull.pull.source import Greeting, remembered
 
 FIRST_PAUSE = 15.0
 LONGEST_PAUSE = 300.0
@@ -81,7 +81,6 @@ class Batch:
         config: Config,
         ledger: Ledger,
         places: Places,
-        state_dir: Path,
         *,
         workers: int,
         passphrase: Callable[[Task], bytes | None],
@@ -91,7 +90,6 @@ class Batch:
         self._config = config
         self._ledger = ledger
         self._places = places
-        self._state_dir = state_dir
         self._workers = workers
         self._passphrase = passphrase
         self._emit_line = emit
@@ -141,7 +139,10 @@ class Batch:
             repository = one.task.repository
             if len(chosen) >= free:
                 break
-            if one.not_before > now or repository.path in taken:
+            if one.not_before > now:
+                continue
+            one.not_before = 0.0
+            if repository.path in taken:
                 continue
             if repository.storage is not None:
                 if (
@@ -197,9 +198,8 @@ class Batch:
 
     def _locked(self, locks: ExitStack, name: str) -> bool:
         """Take the lock of this name among all processes of this state directory."""
-        directory = self._state_dir / "locks"
-        directory.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = self._places.locks / name
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -210,10 +210,8 @@ class Batch:
 
     def _begin(self, one: _Pending) -> None:
         task = one.task
-        logs = self._state_dir / "logs"
-        logs.mkdir(mode=0o700, exist_ok=True)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        one.log = logs / f"{task.name}-{stamp}.log"
+        one.log = self._places.logs / f"{task.name}-{stamp}.log"
         one.log.touch(mode=0o600)
         one.began = time.monotonic()
         one.run = self._ledger.begin(
@@ -266,7 +264,7 @@ class Batch:
         repository = LocalRepository(task.repository, lambda: self._passphrase(task))
         verdicts: list[Verdict] = []
         if job.retention is not None and self._stop.reason is None:
-            glob = archive_glob(job.archive, task.name, task.source_name)
+            glob = self._config.archive_glob(task.name)
             verdicts.append(
                 self._cared(one, "prune", lambda: care.prune(task, repository, self._ledger, glob))
             )
@@ -319,8 +317,8 @@ class Batch:
 
     def _patience(self, pending: list[_Pending]) -> float | None:
         now = time.monotonic()
-        moments = [one.not_before - now for one in pending if one.not_before > now]
-        return min(moments) + 0.01 if moments else None
+        moments = [one.not_before for one in pending if one.not_before > 0.0]
+        return max(0.0, min(moments) - now) if moments else None
 
     def _end(self, done: _Done) -> list[_Pending]:
         one = done.pending

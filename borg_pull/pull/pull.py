@@ -22,6 +22,7 @@ from borg_pull.errors import BorgPullError, ConfigurationError, FailedError, pri
 from borg_pull.pull import outcome, source, ssh
 from borg_pull.pull.config import Job, Repository, Source
 from borg_pull.pull.outcome import Evidence, Outcome
+from borg_pull.pull.places import Places
 from borg_pull.pull.repository import Archive, LocalRepository
 from borg_pull.pull.serve import Serving
 from borg_pull.pull.source import Greeting, Progress, Request, Transcript
@@ -76,14 +77,6 @@ class Task:
     source: Source
     repository_name: str
     repository: Repository
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where an attempt finds and leaves things."""
-
-    runtime_dir: Path
-    known_hosts: Path
 
 
 @dataclass

@@ -164,30 +164,6 @@ def archive_name(template: str, job: str, source: str, now: datetime) -> str:
     return "".join(parts)
 
 
-def archive_glob(template: str, job: str, source: str) -> str:
-    """What matches the names that ``template`` makes for this job, as borg's globs do.
-
-    Raises ValueError as `archive_name` does.
-    """
-    parts: list[str] = []
-    rest = template
-    while rest:
-        literal, brace, rest = rest.partition("{")
-        parts.append(escaped(literal))
-        if not brace:
-            break
-        name, closing, rest = rest.partition("}")
-        if not closing:
-            raise ValueError("has an unclosed brace")
-        known = {"job": job, "source": source}
-        if name in known:
-            parts.append(escaped(known[name]))
-        else:
-            _filled(name, job, source, datetime.now(UTC))
-            parts.append("*")
-    return "".join(parts)
-
-
 def escaped(text: str) -> str:
     """``text`` as a glob that matches nothing else."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)

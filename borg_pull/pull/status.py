@@ -39,9 +39,7 @@ _STYLES = {
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--tell", is_flag=True, help="Also send notifications and write metrics.")
 @configured
-def status(
-    invocation: Invocation, names: tuple[str, ...], *, as_json: bool, tell: bool
-) -> int:
+def status(invocation: Invocation, names: tuple[str, ...], *, as_json: bool, tell: bool) -> int:
     """Tell of each job: its last backup, age, outcome, sizes, and when it is due.
 
     Exit code: 0 when every job has a fresh backup and the last run made one, 1 when not.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 from borg_pull.pull.batch import Batch
 from borg_pull.pull.config import Config
 from borg_pull.pull.ledger import Ledger
-from borg_pull.pull.pull import Places, Stop, Task
+from borg_pull.pull.places import Places
+from borg_pull.pull.pull import Stop, Task
 from tests.harness.builds import Build
 from tests.harness.fixtures import SiteMaker
 from tests.harness.peer import PASSPHRASE, Repository
@@ -76,13 +79,12 @@ class BackupServer:
     def batch(self, stop: Stop | None = None, workers: int = 4) -> Batch:
         """A batch that notes its events here."""
         config = self.config()
-        runtime = self.directory / "runtime"
-        runtime.mkdir(exist_ok=True, mode=0o700)
+        places = Places(self.directory, self.directory / "runtime")
+        places.prepare()
         return Batch(
             config,
             self.ledger,
-            Places(runtime_dir=runtime, known_hosts=self.directory / "known_hosts"),
-            self.directory,
+            places,
             workers=workers,
             passphrase=lambda task: PASSPHRASE.encode(),
             emit=self.events.append,
@@ -99,8 +101,8 @@ def server(make_site: SiteMaker, build: Build, tmp_path: Path) -> Iterator[Backu
     """A backup server with one source, ``source``, and no job yet."""
     site = make_site(build)
     peer = site.peer()
-    directory = tmp_path / "state"
-    directory.mkdir(mode=0o700)
+    # A test's own directory is too deep for a socket in it.
+    directory = Path(tempfile.mkdtemp(prefix="bp-", dir="/var/tmp"))
     (directory / "known_hosts").write_text(site.server.known_hosts_line)
     ledger = Ledger(directory / "ledger.sqlite")
     document: dict[str, Any] = {
@@ -118,3 +120,4 @@ def server(make_site: SiteMaker, build: Build, tmp_path: Path) -> Iterator[Backu
     os.environ.setdefault("BORG_BASE_DIR", str(tmp_path / "borg"))
     yield BackupServer(site=site, directory=directory, ledger=ledger, document=document)
     ledger.close()
+    shutil.rmtree(directory)

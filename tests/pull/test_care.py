@@ -15,7 +15,6 @@ from borg_pull.errors import ConfigurationError
 from borg_pull.pull import care
 from borg_pull.pull.pull import Task
 from borg_pull.pull.repository import LocalRepository, RepositoryError
-from borg_pull.pull.source import archive_glob
 from tests.harness.peer import PASSPHRASE, Repository
 from tests.pull.conftest import BackupServer
 
@@ -49,7 +48,7 @@ def _local(server: BackupServer) -> LocalRepository:
 
 def _task(server: BackupServer) -> tuple[Task, str]:
     (task,) = server.tasks("job")
-    return task, archive_glob(task.job.archive, task.name, task.source_name)
+    return task, server.config().archive_glob("job")
 
 
 @pytest.fixture
@@ -147,16 +146,3 @@ def test_a_damaged_repository_fails_its_check(
     task, _ = _task(server)
     with pytest.raises(RepositoryError, match="found damage"):
         care.check(task, _local(server))
-
-
-@pytest.mark.parametrize(
-    ("template", "glob"),
-    [
-        ("{job}-{utcnow:%Y-%m-%dT%H:%M:%S}", "www-*"),
-        ("{source}.{job}.{now}", "web1.www.*"),
-        ("a[1]*-{now}", "a[[]1][*]-*"),
-        ("{hostname}-{job}-{now}", "*-www-*"),
-    ],
-)
-def test_the_glob_of_a_template(template: str, glob: str) -> None:
-    assert archive_glob(template, "www", "web1") == glob
