@@ -14,6 +14,9 @@ from borg_pull.pull.check_config import check_config, config_group
 from borg_pull.pull.host_keys import trust
 from borg_pull.pull.identities import keys
 from borg_pull.pull.invocation import config_option
+from borg_pull.pull.repositories import archives, check, forget, init, prune
+from borg_pull.pull.run import run as run_command
+from borg_pull.pull.status import history, logs, status
 
 PROGRAM = "borg-pull"
 
@@ -26,9 +29,18 @@ def cli() -> None:
 
 
 cli.add_command(add_source)
+cli.add_command(archives)
+cli.add_command(check)
 cli.add_command(check_config)
 cli.add_command(config_group)
+cli.add_command(forget)
+cli.add_command(history)
+cli.add_command(init)
 cli.add_command(keys)
+cli.add_command(logs)
+cli.add_command(prune)
+cli.add_command(run_command)
+cli.add_command(status)
 cli.add_command(trust)
 
 
