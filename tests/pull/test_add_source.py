@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import stat
 import tempfile
@@ -11,13 +12,8 @@ import pytest
 import tomli
 
 from borg_pull.admin.authorized_keys import KEY_OPTIONS
-from borg_pull.pull import config, secret
-from borg_pull.pull.batch import Batch
+from borg_pull.pull import config
 from borg_pull.pull.host_keys import fingerprint
-from borg_pull.pull.ledger import Ledger
-from borg_pull.pull.places import Places
-from borg_pull.pull.pull import Places as RunPlaces
-from borg_pull.pull.pull import Stop, Task
 from tests.harness.builds import Build
 from tests.harness.fixtures import SiteMaker
 from tests.harness.site import Site
@@ -93,24 +89,10 @@ def test_what_it_makes_and_prints_is_enough_for_a_backup(
     command = f"{source.programs.source} {source.configuration} luna"
     site.server.authorize(site.account, f'{KEY_OPTIONS},command="{command}" {line}')
 
-    loaded = config.load(user.path)
-    places = Places.of(loaded.settings)
-    ledger = Ledger(places.ledger)
-    job = loaded.job["web1"]
-    repository = loaded.repository["web1"]
-    batch = Batch(
-        loaded,
-        ledger,
-        RunPlaces(runtime_dir=places.runtime_dir, known_hosts=places.known_hosts),
-        places.state_dir,
-        workers=1,
-        passphrase=lambda task: secret.passphrase(task.repository_name, task.repository),
-        emit=lambda _event: None,
-        stop=Stop(),
-    )
-    task = Task("web1", job, "web1", loaded.source["web1"], "web1", repository)
-    assert batch.run([task]) == "success"
-    ledger.close()
+    pulled = run("run", "web1", "--config", user.path)
+    assert pulled.exit == 0, pulled
+    listed = run("archives", "web1", "--json", "--config", user.path)
+    assert len(json.loads(listed.stdout)["archives"]) == 1, listed
 
 
 def test_what_it_leaves_behind_is_nobody_elses(user: NewUser) -> None:
