@@ -23,7 +23,7 @@ from borg_pull.errors import BorgPullError, InternalError
 from borg_pull.pull import care
 from borg_pull.pull.config import Config
 from borg_pull.pull.due import next_event
-from borg_pull.pull.ledger import Ledger
+from borg_pull.pull.ledger import Ledger, Run
 from borg_pull.pull.outcome import ORDER, Outcome, Verdict
 from borg_pull.pull.places import Places
 from borg_pull.pull.pull import (
@@ -170,10 +170,9 @@ class Batch:
         one.attempts += 1
         self._running.append(one)
         greeting = self._remembered(task)
-        usual = [row.original_size for row in self._ledger.successes(task.name, USUAL_RUNS)]
-        sizes = [size for size in usual if size is not None]
+        earlier = self._ledger.successes(task.name, USUAL_RUNS)
         threading.Thread(
-            target=self._attempt, args=(one, greeting, sizes, locks), name=task.name
+            target=self._attempt, args=(one, greeting, earlier, locks), name=task.name
         ).start()
         return True
 
@@ -220,7 +219,7 @@ class Batch:
         self._emit(one, {"event": "run_start", "log": str(one.log)})
 
     def _attempt(
-        self, one: _Pending, greeting: Greeting | None, sizes: list[int], locks: ExitStack
+        self, one: _Pending, greeting: Greeting | None, earlier: list[Run], locks: ExitStack
     ) -> None:
         """In a thread of its own: one attempt, and whatever comes of it as one message."""
         result: Attempt | None = None
@@ -238,7 +237,7 @@ class Batch:
                         greeting,
                         self._places,
                         passphrase=lambda: self._passphrase(one.task),
-                        usual_sizes=sizes,
+                        earlier=earlier,
                         log=log,
                         emit=lambda event: self._messages.put({"pending": one, **event}),
                         stop=self._stop,

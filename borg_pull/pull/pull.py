@@ -12,15 +12,16 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from borg_pull.errors import BorgPullError, ConfigurationError, FailedError, printable
 from borg_pull.pull import outcome, source, ssh
 from borg_pull.pull.config import Job, Repository, Source
+from borg_pull.pull.ledger import Run
 from borg_pull.pull.outcome import Evidence, Outcome
 from borg_pull.pull.places import Places
 from borg_pull.pull.repository import Archive, LocalRepository
@@ -106,7 +107,7 @@ def attempt(
     places: Places,
     *,
     passphrase: Callable[[], bytes | None],
-    usual_sizes: list[int],
+    earlier: Sequence[Run],
     log: BinaryIO,
     emit: Emit,
     stop: Stop,
@@ -114,10 +115,11 @@ def attempt(
 ) -> Attempt:
     """Pull ``task`` once; never raises for what the source or the network does.
 
-    ``deadline`` is of time.monotonic(). Raises ConfigurationError, SystemRefusedError.
+    ``earlier`` are the job's last runs that succeeded, newest first; ``deadline`` is of
+    time.monotonic(). Raises ConfigurationError, SystemRefusedError.
     """
     started = time.monotonic()
-    name = _archive_name(task)
+    name = _archive_name(task, {run.archive for run in earlier}, stop)
     request = source.create(greeting, task.source, task.job, task.repository.path, name)
     secret = passphrase() if greeting.passphrase_stdin else None
     if greeting.passphrase_stdin and secret is None:
@@ -134,6 +136,7 @@ def attempt(
         run.wait()
     archive, statistics_, lookup_error = _looked_up(task, run, name, passphrase)
     original_size = _size(statistics_, "original_size")
+    usual_sizes = [run.original_size for run in earlier if run.original_size is not None]
     evidence = Evidence(
         ssh_exit=run.exit,
         given_up=run.given_up,
@@ -198,11 +201,22 @@ def hello(source_: Source, name: str, known_hosts: Path) -> Greeting:
     raise UnreachableError(f"source {name}: {last}")
 
 
-def _archive_name(task: Task) -> str:
+def _archive_name(task: Task, taken: Collection[str | None], stop: Stop) -> str:
+    """The archive's name; where it counts seconds, one that no run of this second has taken."""
+
+    def at(moment: datetime) -> str:
+        return source.archive_name(task.job.archive, task.name, task.source_name, moment)
+
+    now = datetime.now(UTC)
+    next_second = now.replace(microsecond=0) + timedelta(seconds=1)
     try:
-        return source.archive_name(task.job.archive, task.name, task.source_name, datetime.now(UTC))
+        name, later = at(now), at(next_second)
     except ValueError as error:
         raise ConfigurationError(f"job.{task.name}.archive {error}") from error
+    if name not in taken or later == name:
+        return name
+    stop.wait((next_second - now).total_seconds())
+    return later
 
 
 def _ssh(task: Task, places: Places, request: Request, serving: Serving) -> list[str]:

@@ -66,7 +66,7 @@ def test_what_hello_said_is_remembered(server: BackupServer) -> None:
     server.job(paths=[data])
     assert server.run() == "success"
     assert server.run() == "success"
-    assert len(server.site.source.audit(event="start", verb="hello")) == 1
+    assert len(server.site.source.audit(event="answered", verb="hello")) == 1
 
 
 def test_a_source_that_changed_is_asked_again(server: BackupServer) -> None:
