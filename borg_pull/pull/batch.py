@@ -183,6 +183,7 @@ class Batch:
             return False
         reason = "another borg-pull has used its repository or storage all the time"
         self._give_up(one, reason)
+        self.wake()
         return True
 
     def _has_resources(self, locks: ExitStack, task: Task) -> bool:
@@ -361,6 +362,7 @@ class Batch:
 
     def _skip(self, one: _Pending) -> None:
         task = one.task
+        self.wake()  # What it was to take, another may now.
         reason = "the job is still running in another borg-pull"
         run = one.run or self._ledger.begin(
             task.name, task.source_name, task.repository_name, kind="create", log=None

@@ -92,7 +92,7 @@ def test_what_it_makes_and_prints_is_enough_for_a_backup(
     pulled = run("run", "web1", "--config", user.path)
     assert pulled.exit == 0, pulled
     listed = run("archives", "web1", "--json", "--config", user.path)
-    assert json.loads(listed.stdout)["name"].startswith("web1-"), listed
+    assert json.loads(listed.stdout)["archive"].startswith("web1-"), listed
 
 
 def test_what_it_leaves_behind_is_nobody_elses(user: NewUser) -> None:

@@ -187,8 +187,8 @@ def test_two_at_once(server: BackupServer, program: list[str]) -> None:
     first = subprocess.Popen(argv, stdout=subprocess.PIPE)
     assert first.stdout is not None
     assert b'"run_start"' in first.stdout.readline()
-    second = subprocess.run(argv, capture_output=True, check=False)
-    first.communicate()
+    second = subprocess.run(argv, capture_output=True, check=False, timeout=120)
+    first.communicate(timeout=120)
     assert (first.returncode, second.returncode) == (0, 0), second
     outcomes = sorted((run.job, str(run.outcome)) for run in server.ledger.runs())
     assert ("one", "success") in outcomes
