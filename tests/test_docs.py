@@ -156,6 +156,13 @@ def heading_anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_tests_that_are_named_exist(document: Path) -> None:
+    """A promise that names its proof names one that is there."""
+    for named in re.findall(r"`(tests/[a-z0-9_./]*)`", document.read_text()):
+        assert (PROJECT / named).exists(), named
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
 def test_links_lead_somewhere(document: Path) -> None:
     broken = []
