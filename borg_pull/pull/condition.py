@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -67,26 +68,52 @@ class Condition:
 
 
 def conditions(config: Config, ledger: Ledger, now: datetime) -> list[Condition]:
-    """Of every job, in the configuration's order."""
+    """Of every job, in the configuration's order; a few queries in all, however many jobs."""
+    jobs = config.job
     running = {run.job: run for run in ledger.unfinished() if run.kind == "create"}
-    return [
-        _condition(name, job, ledger, running.get(name), now) for name, job in config.job.items()
+    successes = ledger.latest(jobs, outcomes=GOOD)
+    lasts = ledger.latest(jobs, outcomes=ENDS)
+    sizes = ledger.sizes(jobs, TREND_RUNS)
+    cared = [
+        ledger.latest([name for name, job in jobs.items() if has(job)], kind=kind, outcomes=ENDS)
+        for kind, has in _CARE.items()
     ]
+    verified = ledger.latest(jobs, kind="verify", outcomes=("success",))
+    return [
+        _condition(
+            name,
+            job,
+            now,
+            last_success=successes.get(name),
+            last=lasts.get(name),
+            running=running.get(name),
+            cared=[runs[name] for runs in cared if name in runs],
+            sizes=sizes.get(name, []),
+            verified=verified.get(name),
+        )
+        for name, job in jobs.items()
+    ]
+
+
+_CARE: dict[str, Callable[[Job], bool]] = {
+    "prune": lambda job: job.retention is not None,
+    "check": lambda job: job.check is not None,
+}
 
 
 def _condition(
-    name: str, job: Job, ledger: Ledger, running: Run | None, now: datetime
+    name: str,
+    job: Job,
+    now: datetime,
+    *,
+    last_success: Run | None,
+    last: Run | None,
+    running: Run | None,
+    cared: Sequence[Run],
+    sizes: Sequence[int],
+    verified: Run | None,
 ) -> Condition:
-    good = ledger.successes(name, TREND_RUNS)
-    last_success = good[0] if good else None
-    last = ledger.last(name, outcomes=ENDS)
-    cared = [
-        ledger.last(name, kind=kind, outcomes=ENDS)
-        for kind, rules in (("prune", job.retention), ("check", job.check))
-        if rules is not None
-    ]
-    failed_care = tuple(run for run in cared if run is not None and run.outcome not in GOOD)
-    verified = ledger.last(name, kind="verify", outcomes=("success",))
+    failed_care = tuple(run for run in cared if run.outcome not in GOOD)
     # A clock set back makes the last success one of the future: it is then as fresh as can be.
     age = None if last_success is None else max(now - last_success.started, timedelta(0))
     started = [run.started for run in (last, running) if run is not None]
@@ -99,7 +126,7 @@ def _condition(
         last=last,
         running=running,
         failed_care=failed_care,
-        sizes=tuple(run.original_size for run in reversed(good) if run.original_size is not None),
+        sizes=tuple(reversed(sizes)),
         next_due=next_due(job, max(started, default=None), now),
         last_verified=None if verified is None else verified.started,
     )

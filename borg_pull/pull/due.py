@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, tzinfo
+from functools import cache
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -43,7 +44,11 @@ def next_event(expression: str, after: datetime) -> datetime | None:
 
 def local_zone() -> tzinfo:
     """This host's time zone with its changes of the clock, as the C library finds it."""
-    name = os.environ.get("TZ", "").removeprefix(":")
+    return _zone(os.environ.get("TZ", "").removeprefix(":"))
+
+
+@cache
+def _zone(name: str) -> tzinfo:
     try:
         if name:
             return ZoneInfo(name)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import click
 
-from borg_pull.pull import config
-from borg_pull.pull.config import Config
-from borg_pull.pull.places import Places
+if TYPE_CHECKING:
+    from borg_pull.pull.config import Config
+    from borg_pull.pull.places import Places
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,16 +27,24 @@ class Invocation:
     @property
     def path(self) -> Path:
         """The configuration's main file, absolute."""
-        return (self.chosen or config.default_path()).absolute()
+        # Late, as below: `--help` and `--version` need no configuration, whose models are most
+        # of a start.
+        from borg_pull.pull.config import default_path
+
+        return (self.chosen or default_path()).absolute()
 
     @cached_property
     def config(self) -> Config:
         """The configuration. Raises ConfigFaultsError."""
-        return config.load(self.path)
+        from borg_pull.pull.config import load
+
+        return load(self.path)
 
     @cached_property
     def places(self) -> Places:
         """The places of the configuration, made where missing. Raises ConfigurationError."""
+        from borg_pull.pull.places import Places
+
         places = Places.of(self.config.settings)
         places.prepare()
         return places

@@ -4,44 +4,55 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 import click
 
 from borg_pull import __version__
 from borg_pull.command_line import run
-from borg_pull.pull.add_source import add_source
-from borg_pull.pull.check_config import check_config, config_group
-from borg_pull.pull.host_keys import trust
-from borg_pull.pull.identities import keys
 from borg_pull.pull.invocation import config_option
-from borg_pull.pull.repositories import archives, check, forget, init, prune
-from borg_pull.pull.run import run as run_command
-from borg_pull.pull.status import history, logs, status
 
 PROGRAM = "borg-pull"
 
+COMMANDS = {
+    "add-source": "add_source:add_source",
+    "archives": "repositories:archives",
+    "check": "repositories:check",
+    "check-config": "check_config:check_config",
+    "config": "check_config:config_group",
+    "forget": "repositories:forget",
+    "history": "status:history",
+    "init": "repositories:init",
+    "keys": "identities:keys",
+    "logs": "status:logs",
+    "prune": "repositories:prune",
+    "run": "run:run",
+    "status": "status:status",
+    "trust": "host_keys:trust",
+}
+"""Each command's module in this package, and its name there."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Commands(click.Group):
+    """The commands, each with what it imports when it is asked for: no call needs them all."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[name].split(":")
+        command = getattr(import_module(f"borg_pull.pull.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 @config_option
 def cli() -> None:
     """Pull Borg backups from the sources that pull.toml names."""
-
-
-cli.add_command(add_source)
-cli.add_command(archives)
-cli.add_command(check)
-cli.add_command(check_config)
-cli.add_command(config_group)
-cli.add_command(forget)
-cli.add_command(history)
-cli.add_command(init)
-cli.add_command(keys)
-cli.add_command(logs)
-cli.add_command(prune)
-cli.add_command(run_command)
-cli.add_command(status)
-cli.add_command(trust)
 
 
 def _give_back_environment() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any, Protocol, Self
-
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from borg_pull.errors import printable
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -51,6 +51,9 @@ class PeopleScreen:
     """A live line for each running job on a terminal; elsewhere a line for each end alone."""
 
     def __init__(self, *, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._quiet = quiet
         self._live = Progress(

@@ -13,7 +13,7 @@ import click
 
 from borg_pull.errors import BorgPullError, RequestError
 from borg_pull.output import print_error
-from borg_pull.pull import metrics, notify, secret
+from borg_pull.pull import notify, secret
 from borg_pull.pull.batch import Batch
 from borg_pull.pull.condition import conditions
 from borg_pull.pull.config import Config
@@ -88,12 +88,8 @@ def _chosen(config: Config, ledger: Ledger, names: Sequence[str], *, due: bool) 
     if not due:
         return list(config.job)
     now = datetime.now(UTC)
-    found = []
-    for name, job in config.job.items():
-        last = ledger.last(name)
-        if is_due(job, None if last is None else last.started, now):
-            found.append(name)
-    return found
+    last = {name: run.started for name, run in ledger.latest(config.job).items()}
+    return [name for name, job in config.job.items() if is_due(job, last.get(name), now)]
 
 
 def _batch(
@@ -147,6 +143,8 @@ def report(config: Config, ledger: Ledger) -> list[BorgPullError]:
     faults: list[BorgPullError] = []
     textfile = config.metrics.textfile
     if textfile is not None:
+        from borg_pull.pull import metrics  # whose library is a tenth of a start
+
         _attempt(faults, lambda: metrics.write(textfile, config, found, now))
     urls_file = config.notify.urls_file
     if urls_file is not None:

@@ -11,14 +11,14 @@ from typing import Any
 
 import click
 
-from borg_pull.errors import RequestError, printable
+from borg_pull.errors import BorgPullError, RequestError, printable
 from borg_pull.output import print_table, put
 from borg_pull.pull.condition import Condition, conditions, rfc3339
+from borg_pull.pull.config import Config
 from borg_pull.pull.fields import duration
 from borg_pull.pull.invocation import Invocation, configured
 from borg_pull.pull.ledger import Ledger, Run
 from borg_pull.pull.progress import size
-from borg_pull.pull.run import report, task
 
 BARS = "▁▂▃▄▅▆▇█"
 _STYLES = {
@@ -45,14 +45,17 @@ def status(invocation: Invocation, names: tuple[str, ...], *, as_json: bool, tel
     Exit code: 0 when every job has a fresh backup and the last run made one, 1 when not.
     """
     config = invocation.config
-    for name in names:
-        task(config, name)
+    if names:
+        from borg_pull.pull.run import task  # late: it brings all that pulling takes
+
+        for name in names:
+            task(config, name)
     ledger = Ledger(invocation.places.ledger)
     try:
         ledger.recover()
         now = datetime.now(UTC)
         found = conditions(config, ledger, now)
-        faults = report(config, ledger) if tell else []
+        faults = _told(config, ledger) if tell else []
     finally:
         ledger.close()
     if names:
@@ -68,6 +71,12 @@ def status(invocation: Invocation, names: tuple[str, ...], *, as_json: bool, tel
     if faults:
         raise faults[0]
     return 0 if all(one.is_fine for one in found) else 1
+
+
+def _told(config: Config, ledger: Ledger) -> list[BorgPullError]:
+    from borg_pull.pull.run import report
+
+    return report(config, ledger)
 
 
 @click.command(short_help="List past runs.")

@@ -37,7 +37,9 @@ def test_a_wrong_command_line(arguments: list[str]) -> None:
 
 
 def commands(group: click.Group, prefix: str = "") -> Iterator[str]:
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         if isinstance(command, click.Group):
             yield from commands(command, f"{prefix}{name} ")
         yield f"{prefix}{name}"
