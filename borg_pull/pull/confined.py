@@ -1,8 +1,8 @@
-"""What becomes ``borg serve``: waits for its connection, confines itself, and executes.
+"""What becomes a confined borg: waits for its connection, if any, confines itself, and executes.
 
-A process of its own, started by ``borg-pull`` with `MARK` as first argument. It is started before
-the connection is there, so that its own start costs the pull nothing, and it runs no thread, which
-is what makes it safe to confine itself between fork and exec.
+A process of its own, started by ``borg-pull`` with `MARK` as first argument. ``borg serve``'s is
+started before the connection is there, so that its own start costs the pull nothing. It runs no
+thread, which is what makes it safe to confine itself between fork and exec.
 """
 
 from __future__ import annotations
@@ -64,6 +64,10 @@ class Order:
     writable: list[str]
     """Paths below which everything is allowed."""
     umask: int
+    directory: str = "/"
+    """Where it is started."""
+    is_connected: bool = True
+    """Whether a connection is awaited, to be its input and output."""
 
     def encode(self) -> str:
         """As one argument."""
@@ -95,15 +99,16 @@ def main(argument: str) -> int:
     # Ends with the thread that started this, however that ends.
     process.set_parent_death_signal(signal.SIGTERM)
     try:
-        connection = _awaited_connection()
-        if connection is None:
+        connection = _awaited_connection() if order.is_connected else None
+        if order.is_connected and connection is None:
             return 0
         _confine(order)
-        os.dup2(connection, 0)
-        os.dup2(connection, 1)
-        os.closerange(3, 4096)
+        if connection is not None:
+            os.dup2(connection, 0)
+            os.dup2(connection, 1)
+            os.closerange(3, 4096)
         os.umask(order.umask)
-        os.chdir("/")
+        os.chdir(order.directory)
         os.execve(order.argv[0], order.argv, order.environment)
     except BorgPullError as error:
         _say(error.line())

@@ -17,18 +17,22 @@ PROGRAM = "borg-pull"
 COMMANDS = {
     "add-source": "add_source:add_source",
     "archives": "repositories:archives",
+    "browse": "extract:browse",
     "check": "repositories:check",
     "check-config": "check_config:check_config",
     "config": "check_config:config_group",
+    "extract": "extract:extract",
     "forget": "repositories:forget",
     "history": "status:history",
     "init": "repositories:init",
     "keys": "identities:keys",
     "logs": "status:logs",
+    "mount": "extract:mount",
     "prune": "repositories:prune",
     "run": "run:run",
     "status": "status:status",
     "trust": "host_keys:trust",
+    "umount": "extract:umount",
 }
 """Each command's module in this package, and its name there."""
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from borg_pull.errors import FailedError, printable
+from borg_pull.pull import confined
 from borg_pull.pull.config import Repository
 from borg_pull.pull.source import escaped
 from borg_pull.pull.ssh import tied
@@ -84,6 +86,46 @@ class LocalRepository:
 
         ``on_line`` is given each line of standard error as it comes.
         """
+        process = self.start(words, cwd=cwd)
+        stdout, stderr = _output(process, on_line, timeout)
+        answer = Answer(process.returncode, stdout, stderr)
+        self.check(words[0], answer.code, stderr)
+        return answer
+
+    def stream(self, words: Sequence[str]) -> Iterator[bytes]:
+        """The lines that ``borg WORDS`` prints, as they come. Raises like `run`, at the end."""
+        with tempfile.TemporaryFile() as said:
+            process = self.start(words, stderr=said)
+            assert process.stdout is not None
+            try:
+                yield from process.stdout
+            finally:
+                # A reader that has seen enough: borg ends by its next write.
+                process.stdout.close()
+                code = process.wait()
+            said.seek(0)
+            self.check(words[0], code, said.read().decode("utf-8", "replace"))
+
+    def check(self, verb: str, code: int, stderr: str) -> None:
+        """Raise RepositoryError if that is how a failed borg ends."""
+        if not is_done(code):
+            last = printable((stderr.strip().splitlines() or ["no message"])[-1])
+            raise RepositoryError(f"borg {verb} on {self.repository.path}: {last}")
+
+    def start(
+        self,
+        words: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        stdout: int | IO[bytes] = subprocess.PIPE,
+        stderr: int | IO[bytes] = subprocess.PIPE,
+        confined_to: Path | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start ``borg WORDS``; it ends when the thread that starts it does.
+
+        ``confined_to`` is a directory it is started in and confined to: of all files it can then
+        change those below that, those of the repository and borg's own.
+        """
         passphrase = self._passphrase()
         environment = self._environment()
         reader: int | None = None
@@ -94,12 +136,14 @@ class LocalRepository:
             os.close(writer)
             environment["BORG_PASSPHRASE_FD"] = str(reader)
         argv = [str(self.repository.borg), words[0], "--lock-wait", str(LOCK_WAIT), *words[1:]]
+        if confined_to is not None:
+            argv = confined.command(self._order(argv, environment, confined_to))
         try:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 tied(argv),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stdout=stdout,
+                stderr=stderr,
                 pass_fds=() if reader is None else (reader,),
                 env=environment,
                 cwd=cwd or "/",
@@ -109,12 +153,23 @@ class LocalRepository:
         finally:
             if reader is not None:
                 os.close(reader)
-        stdout, stderr = _output(process, on_line, timeout)
-        answer = Answer(process.returncode, stdout, stderr)
-        if not is_done(answer.code):
-            last = printable((stderr.strip().splitlines() or ["no message"])[-1])
-            raise RepositoryError(f"borg {words[0]} on {self.repository.path}: {last}")
-        return answer
+
+    def _order(
+        self, argv: list[str], environment: dict[str, str], directory: Path
+    ) -> confined.Order:
+        own = _borgs_own(environment)
+        for one in own:
+            # A rule needs something that is there; borg makes its own like this, too.
+            one.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return confined.Order(
+            argv=argv,
+            environment=environment | {"TMPDIR": str(own[-1])},
+            loaded=confined.places_of(self.repository.borg),
+            writable=[str(directory), str(self.repository.path), *map(str, own)],
+            umask=0o077,
+            directory=str(directory),
+            is_connected=False,
+        )
 
     def _environment(self) -> dict[str, str]:
         environment = {
@@ -131,6 +186,18 @@ class LocalRepository:
             if name in os.environ:
                 environment[name] = os.environ[name]
         return environment
+
+
+def _borgs_own(environment: dict[str, str]) -> tuple[Path, Path]:
+    """Where borg keeps its keys and security data, and its cache (its docs, "Environment
+    Variables")."""
+    base = environment.get("BORG_BASE_DIR")
+    home = base or environment.get("HOME") or str(Path("~").expanduser())
+    config, cache = f"{home}/.config", f"{home}/.cache"
+    if base is None:
+        config = environment.get("XDG_CONFIG_HOME", config)
+        cache = environment.get("XDG_CACHE_HOME", cache)
+    return Path(config) / "borg", Path(cache) / "borg"
 
 
 def is_done(code: int) -> bool:

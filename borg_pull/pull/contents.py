@@ -1,0 +1,217 @@
+"""What is in an archive, and getting it out on this host.
+
+The archive was made by the source, which may be hostile by now: borg that unpacks it is confined to
+the directory it unpacks into, and an archive that would lead out of it is refused before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from borg_pull.errors import (
+    ConfigurationError,
+    FailedError,
+    RequestError,
+    SystemRefusedError,
+    printable,
+)
+from borg_pull.pull.faults import nearest
+from borg_pull.pull.pull import Task
+from borg_pull.pull.repository import Archive, LocalRepository, is_done
+from borg_pull.values import path_fault
+
+LATEST = "latest"
+_WARNINGS_KEPT = 100
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file, directory or link in an archive, as borg lists it."""
+
+    path: str
+    """As the archive has it: relative."""
+    mode: str
+    """As ls prints it; its first letter is the kind."""
+    user: str
+    group: str
+    size: int
+    mtime: str
+    """ISO 8601, in the time zone of this host."""
+    target: str
+    """Of a link."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a regular file with content of its own."""
+        return self.mode.startswith("-")
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What unpacking came to."""
+
+    items: int
+    size: int
+    warnings: list[str]
+
+
+def readable_here(task: Task) -> None:
+    """Raise ConfigurationError where only the source can read the repository."""
+    if task.repository.key_on == "source":
+        raise ConfigurationError(
+            f"repository {task.repository_name} is for the source alone to read (key_on)",
+            f"run borg-pull restore {task.name}, which has the source do it",
+        )
+
+
+def chosen(repository: LocalRepository, glob: str, name: str) -> Archive:
+    """The archive of that name, or the job's newest for ``latest``. Raises RequestError."""
+    if name != LATEST:
+        archive = repository.archive(name)
+        if archive is not None:
+            return archive
+    found = repository.archives(glob)
+    if not found:
+        raise RequestError(f"{repository.repository.path} has no archive {glob}")
+    if name != LATEST:
+        names = {archive.name: archive for archive in found}
+        raise RequestError(
+            f"there is no archive {printable(name)}{nearest(name, names)}",
+            "see borg-pull archives",
+        )
+    return max(found, key=lambda archive: archive.time)
+
+
+def members(paths: Sequence[str]) -> list[str]:
+    """``paths`` as patterns of borg's, given as the source has them or as the archive has them.
+
+    Empty for ``/``, which is all. Raises RequestError.
+    """
+    patterns = []
+    for path in paths:
+        absolute = path if path.startswith("/") else f"/{path}"
+        fault = path_fault(absolute)
+        if fault is not None:
+            raise RequestError(f"path {printable(path)} {fault}")
+        if absolute == "/":
+            return []
+        patterns.append(f"pp:{absolute.strip('/')}")
+    return patterns
+
+
+def items(repository: LocalRepository, archive: str, patterns: Sequence[str]) -> Iterator[Item]:
+    """What the archive holds of ``patterns``, or all. Raises RepositoryError."""
+    words = ["list", "--json-lines", f"{repository.repository.path}::{archive}", *patterns]
+    for line in repository.stream(words):
+        yield _item(json.loads(line))
+
+
+def extract(
+    repository: LocalRepository,
+    archive: str,
+    patterns: Sequence[str],
+    directory: Path,
+    *,
+    dry_run: bool = False,
+    show: Callable[[int, int], None] = lambda _done, _all: None,
+) -> Extracted:
+    """Unpack ``patterns`` of the archive, or all, into ``directory``, which must be empty or new.
+
+    ``show`` is told how many items are done, of how many. Raises RequestError, FailedError.
+    """
+    count, size = _checked(items(repository, archive, patterns))
+    if count == 0:
+        raise RequestError(
+            f"archive {printable(archive)} has nothing of what was named",
+            "see borg-pull browse",
+        )
+    if dry_run:
+        return Extracted(count, size, [])
+    _make_empty(directory)
+    location = f"{repository.repository.path}::{archive}"
+    words = ["extract", "--list", "--log-json", location, *patterns]
+    process = repository.start(words, stdout=subprocess.DEVNULL, confined_to=directory)
+    assert process.stderr is not None
+    done, warnings, said = 0, list[str](), ""
+    for line in process.stderr:
+        told = _told(line)
+        if told is None:
+            said = line.decode("utf-8", "replace").strip() or said
+        elif told.get("name") == "borg.output.list":
+            done += 1
+            show(done, count)
+        elif told.get("type") == "log_message":
+            said = printable(str(told.get("message", "")).strip()[:2000])
+            if told.get("levelname") == "WARNING" and len(warnings) < _WARNINGS_KEPT:
+                warnings.append(said)
+    process.stderr.close()
+    code = process.wait()
+    if not is_done(code):
+        raise FailedError(
+            f"borg extract of {printable(archive)}: {printable(said) or f'exit {code}'}",
+            f"what was unpacked before is in {directory}",
+        )
+    return Extracted(count, size, warnings)
+
+
+def _checked(found: Iterator[Item]) -> tuple[int, int]:
+    """Number and size of the items, of which none leads out of where it is unpacked.
+
+    Raises FailedError: borg writes through a link that it has unpacked itself.
+    """
+    count = size = 0
+    links: set[str] = set()
+    for item in found:
+        count += 1
+        size += item.size
+        parts = item.path.split("/")
+        above = ("/".join(parts[:depth]) for depth in range(1, len(parts)))
+        if not {"", ".", ".."}.isdisjoint(parts) or not links.isdisjoint(above):
+            raise FailedError(
+                f"the archive leads out of where it is unpacked, by {printable(item.path)}",
+                "no borg makes such an archive by itself: look who made it",
+            )
+        if item.mode.startswith("l"):
+            links.add(item.path)
+    return count, size
+
+
+def _make_empty(directory: Path) -> None:
+    """Make ``directory``, or see that there is nothing in it. Raises RequestError."""
+    try:
+        directory.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        if not directory.is_dir():
+            raise RequestError(f"{directory} is not a directory") from None
+        if os.listdir(directory):
+            raise RequestError(
+                f"{directory} is not empty", "name a new directory: nothing is overwritten"
+            ) from None
+    except OSError as error:
+        raise SystemRefusedError.because(f"cannot make {directory}", error) from error
+
+
+def _item(listed: dict[str, Any]) -> Item:
+    return Item(
+        path=str(listed["path"]),
+        mode=str(listed["mode"]),
+        user=str(listed.get("user") or listed.get("uid", "")),
+        group=str(listed.get("group") or listed.get("gid", "")),
+        size=int(listed.get("size") or 0),
+        mtime=str(listed.get("mtime", "")),
+        target=str(listed.get("linktarget") or listed.get("source") or ""),
+    )
+
+
+def _told(line: bytes) -> dict[str, Any] | None:
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return None
+    return told if isinstance(told, dict) else None

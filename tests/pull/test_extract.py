@@ -1,0 +1,160 @@
+"""Getting files back on the backup server: what is there, what comes out, and what must not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from borg_pull.pull.repository import LocalRepository
+from tests.harness import made_archive
+from tests.harness.trees import differences
+from tests.pull.conftest import BackupServer
+from tests.pull.test_commands import Command, borg_pull, program
+from tests.pull.test_run import data_of
+
+__all__ = ["borg_pull", "program"]  # fixtures
+
+
+def pulled(server: BackupServer, borg_pull: Command) -> Path:
+    """The tree on the source that the job's only archive has."""
+    data = Path(data_of(server))
+    server.site.source.file(data / "deep" / "a b", b"spaced")
+    server.repository(encryption="repokey-blake2")
+    server.site.allow(paths=[str(data)], passphrase_stdin=True)
+    server.job(paths=[str(data)])
+    borg_pull("run", "job")
+    return data
+
+
+def test_what_was_pulled_comes_back(server: BackupServer, borg_pull: Command) -> None:
+    data = pulled(server, borg_pull)
+    to = server.directory / "back"
+    dry = borg_pull("extract", "job", "latest", str(data), "--to", str(to), "--dry-run")
+    assert "would unpack" in dry.stdout
+    assert not to.exists()
+    done = json.loads(
+        borg_pull("extract", "job", "latest", str(data), "--to", str(to), "--json").stdout
+    )
+    assert done["warnings"] == []
+    assert differences(data, to / str(data)[1:]) == []
+    again = borg_pull("extract", "job", "latest", "/", "--to", str(to), code=64)
+    assert "is not empty" in again.stderr
+    one = server.directory / "one"
+    borg_pull("extract", "job", done["archive"], f"{data}/deep/a b", "--to", str(one))
+    files = [path for path in one.rglob("*") if path.is_file()]
+    assert [path.read_bytes() for path in files] == [b"spaced"]
+
+
+def test_what_is_not_there_is_said(server: BackupServer, borg_pull: Command) -> None:
+    data = pulled(server, borg_pull)
+    to = str(server.directory / "back")
+    for archive, path in (
+        ("nothing-like-it", str(data)),
+        ("latest", "/no/such"),
+        ("latest", "/.."),
+    ):
+        borg_pull("extract", "job", archive, path, "--to", to, code=64)
+    assert not Path(to).exists()
+
+
+def test_contents_are_listed(server: BackupServer, borg_pull: Command) -> None:
+    data = pulled(server, borg_pull)
+    listed = borg_pull("browse", "job", "latest", f"{data}/deep").stdout
+    assert f"{data}/deep/a b\n" in listed
+    assert f"{data}/file\n" not in listed
+    lines = [json.loads(line) for line in borg_pull("browse", "job", "--json").stdout.splitlines()]
+    (found,) = [line for line in lines if line["path"] == f"{data}/deep/a b"]
+    assert (found["mode"][0], found["size"]) == ("-", 6)
+    assert "holds no" in borg_pull("browse", "job", "latest", "/no/such", code=64).stderr
+
+
+HOSTILE: dict[str, list[dict[str, Any]]] = {
+    "through a link": [
+        {"path": "out", "target": "{outside}"},
+        {"path": "out/planted", "content": "planted"},
+    ],
+    "a directory's mode through a link": [
+        {"path": "out", "target": "{outside}/.."},
+        {"path": "out/outside", "mode": 0o777},
+    ],
+    "upwards": [{"path": "a/../../outside/planted", "content": "planted"}],
+    "a name that is none": [
+        {"path": "out", "target": "{outside}"},
+        {"path": "./out/planted", "content": "planted"},
+    ],
+}
+
+
+@pytest.mark.builds("frozen")
+def test_no_archive_leads_out(server: BackupServer, borg_pull: Command) -> None:
+    """A hostile source makes archives whose items lead out of where they are unpacked."""
+    outside = server.directory / "outside"
+    outside.mkdir(mode=0o750)
+    repository = server.repository()
+    server.job(paths=["/x"])
+    for number, (name, items) in enumerate(HOSTILE.items()):
+        filled = [
+            {key: str(value).format(outside=outside) if key == "target" else value
+             for key, value in item.items()}
+            for item in items
+        ]  # fmt: skip
+        made_archive.make(str(repository.path), f"job-{number}", filled)
+        to = server.directory / f"to-{number}"
+        refused = borg_pull("extract", "job", f"job-{number}", "/", "--to", str(to), code=2)
+        assert "leads out" in refused.stderr, name
+        assert not to.exists()
+    made_archive.make(
+        str(repository.path),
+        "job-honest",
+        [{"path": "in", "target": "/x"}, {"path": "d/f", "content": "f"}],
+    )
+    borg_pull("extract", "job", "latest", "/", "--to", str(server.directory / "honest"))
+    assert (server.directory / "honest/d/f").read_text() == "f"
+    assert os.listdir(outside) == []
+    assert outside.stat().st_mode & 0o777 == 0o750
+
+
+def test_borg_is_confined_to_where_it_unpacks(server: BackupServer) -> None:
+    """What the listing of an archive does not show, the kernel still forbids."""
+    outside = server.directory / "outside"
+    outside.mkdir()
+    to = server.directory / "to"
+    to.mkdir()
+    made = server.repository()
+    items = [
+        {"path": "honest", "content": "f"},
+        {"path": "out", "target": str(outside)},
+        {"path": "out/planted", "content": "planted"},
+    ]
+    made_archive.make(str(made.path), "a", items)
+    repository = LocalRepository(server.config().repository["repository"], lambda: None)
+    process = repository.start(["extract", f"{made.path}::a"], confined_to=to)
+    _, said = process.communicate()
+    assert (to / "honest").read_text() == "f"
+    assert (to / "out").is_symlink()
+    # borg 1.4 sees it by itself.
+    assert b"Permission denied" in said or b"a parent directory is a symlink" in said
+    assert os.listdir(outside) == []
+
+
+@pytest.mark.builds("frozen")
+def test_mounting(server: BackupServer, borg_pull: Command) -> None:
+    """Where borg and the host can, archives are there to read; else one line says what lacks."""
+    data = pulled(server, borg_pull)
+    place = server.directory / "mounted"
+    place.mkdir()
+    if shutil.which("fusermount3") is None and shutil.which("fusermount") is None:
+        lacking = borg_pull("mount", "job", str(place), code=71)
+        assert "apt-get install fuse3" in lacking.stderr
+        assert "apt-get install fuse3" in borg_pull("umount", str(place), code=71).stderr
+        return
+    borg_pull("mount", "job", str(place))
+    (archive,) = place.iterdir()
+    assert (archive / f"{data}/deep/a b"[1:]).read_bytes() == b"spaced"
+    borg_pull("umount", str(place))
+    assert not list(place.iterdir())
