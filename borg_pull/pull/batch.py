@@ -5,9 +5,6 @@ One thread an attempt, all decisions and all records in the thread that calls `B
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import queue
 import threading
 import time
@@ -24,6 +21,7 @@ from borg_pull.pull import care
 from borg_pull.pull.config import Config
 from borg_pull.pull.due import next_event
 from borg_pull.pull.ledger import Ledger, Run
+from borg_pull.pull.locks import of_job, of_repository, take
 from borg_pull.pull.outcome import ORDER, Outcome, Verdict
 from borg_pull.pull.places import Places
 from borg_pull.pull.pull import (
@@ -159,7 +157,7 @@ class Batch:
         """Start an attempt, or end the job; False when it must wait for another process."""
         locks = ExitStack()
         task = one.task
-        if not self._locked(locks, f"job-{task.name}"):
+        if not self._locked(locks, of_job(task.name)):
             self._skip(one)
             return True
         if not self._has_resources(locks, task):
@@ -187,8 +185,7 @@ class Batch:
         return True
 
     def _has_resources(self, locks: ExitStack, task: Task) -> bool:
-        digest = hashlib.sha256(os.fsencode(task.repository.path.resolve())).hexdigest()[:16]
-        if not self._locked(locks, f"repository-{digest}"):
+        if not self._locked(locks, of_repository(task.repository.path)):
             return False
         storage = task.repository.storage
         if storage is None:
@@ -198,15 +195,7 @@ class Batch:
 
     def _locked(self, locks: ExitStack, name: str) -> bool:
         """Take the lock of this name among all processes of this state directory."""
-        path = self._places.locks / name
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        locks.callback(os.close, descriptor)
-        return True
+        return take(locks, self._places.locks, name)
 
     def _begin(self, one: _Pending) -> None:
         task = one.task

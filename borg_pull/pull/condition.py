@@ -27,7 +27,7 @@ class Condition:
     job: str
     state: State
     """The worst that holds: ``never`` (no success yet), ``stale``, ``failing`` (the last try made
-    no backup, or retention or check failed), ``warning``, ``ok``."""
+    no backup, or retention, check or verify failed), ``warning``, ``ok``."""
     last_success: Run | None
     age: timedelta | None
     """Of the last success."""
@@ -36,7 +36,7 @@ class Condition:
     """The last try that has ended."""
     running: Run | None
     failed_care: tuple[Run, ...]
-    """Last prune and check, as far as they failed."""
+    """Last prune, check and verify, as far as they failed."""
     sizes: tuple[int, ...]
     """Original sizes of the last archives, oldest first."""
     next_due: datetime | None
@@ -98,6 +98,7 @@ def conditions(config: Config, ledger: Ledger, now: datetime) -> list[Condition]
 _CARE: dict[str, Callable[[Job], bool]] = {
     "prune": lambda job: job.retention is not None,
     "check": lambda job: job.check is not None,
+    "verify": lambda _job: True,
 }
 
 

@@ -142,14 +142,17 @@ def extract(
     for line in process.stderr:
         told = _told(line)
         if told is None:
-            said = line.decode("utf-8", "replace").strip() or said
+            said = said or line.decode("utf-8", "replace").strip()
         elif told.get("name") == "borg.output.list":
             done += 1
             show(done, count)
         elif told.get("type") == "log_message":
-            said = printable(str(told.get("message", "")).strip()[:2000])
+            # An exception's first line says it; a traceback follows.
+            text = printable(str(told.get("message", "")).strip().partition("\n")[0][:2000])
             if told.get("levelname") == "WARNING" and len(warnings) < _WARNINGS_KEPT:
-                warnings.append(said)
+                warnings.append(text)
+            elif told.get("levelname") in ("ERROR", "CRITICAL"):
+                said = said or text
     process.stderr.close()
     code = process.wait()
     if not is_done(code):

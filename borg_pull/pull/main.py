@@ -33,6 +33,7 @@ COMMANDS = {
     "status": "status:status",
     "trust": "host_keys:trust",
     "umount": "extract:umount",
+    "verify": "verify:verify",
 }
 """Each command's module in this package, and its name there."""
 

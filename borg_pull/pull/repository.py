@@ -51,7 +51,7 @@ class LocalRepository:
 
     def __init__(self, repository: Repository, passphrase: Callable[[], bytes | None]) -> None:
         self.repository = repository
-        self._passphrase = passphrase
+        self.passphrase = passphrase
 
     def archives(self, glob: str | None = None) -> list[Archive]:
         """Its archives, oldest first, of those whose names match ``glob``.
@@ -126,7 +126,7 @@ class LocalRepository:
         ``confined_to`` is a directory it is started in and confined to: of all files it can then
         change those below that, those of the repository and borg's own.
         """
-        passphrase = self._passphrase()
+        passphrase = self.passphrase()
         environment = self._environment()
         reader: int | None = None
         if passphrase is not None:
