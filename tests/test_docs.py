@@ -39,7 +39,7 @@ DOCUMENTS = sorted((PROJECT / "docs").rglob("*.md")) + [PROJECT / "README.md"]
 QUICKSTART = PROJECT / "docs/quickstart.md"
 OPERATIONS = PROJECT / "docs/operations.md"
 BLOCK = re.compile(r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
-PROMPT = re.compile(r"(?P<prompt>source#|backup\$|backup#) (?P<command>.*)")
+PROMPT = re.compile(r"(?P<prompt>source#|web1#|db1#|backup\$|backup#) (?P<command>.*)")
 HERE_DOCUMENT = re.compile(r"<<'(\w+)'")
 COMMAND_SECONDS = 120
 
@@ -48,6 +48,9 @@ EXCEPTIONS = {
     "make test": "is what runs this test",
     "make frozen": "make test has done it; the bundle is the one under test",
     "packaging/install.sh": "run by the quickstart",
+    "backup# git clone": "needs a network; the checkout under test stands in for it",
+    "backup# cd borg-pull && make frozen": "make test has done it",
+    "backup# cp -R dist/borg-pull": "install.sh has put the same bundle there",
     "backup# apt-get install": "changes this machine; make test installs the same packages",
     "source# apt-get install": "changes this machine; make test installs the same packages",
     "source# git clone": "needs a network; the checkout under test stands in for it",
@@ -127,7 +130,7 @@ EVERY_COMMAND = [command for document in DOCUMENTS for command in commands(docum
 
 
 def test_every_command_is_run_or_says_why_not() -> None:
-    followed = (QUICKSTART.name, OPERATIONS.name)
+    followed = (QUICKSTART.name, OPERATIONS.name, "backup-server.md")  # tests/pull/test_chapter.py
     outside = [command for command in EVERY_COMMAND if command.document not in followed]
     assert [command.shown for command in outside if command.exception is None] == []
 
@@ -273,7 +276,7 @@ class TwoHosts:
             (
                 *("/opt/borg-pull", "/etc/borg-pull", "/var/lib/borg-pull", "/root"),
                 *("/run/borg-pull", "/etc/tmpfiles.d", "/etc/logrotate.d"),
-                *("/etc/ssh/sshd_config.d", "/srv/www"),
+                *("/etc/ssh/sshd_config.d", "/srv/www", "/srv/db"),
             )
         ):
             # Short, for a socket's path has 107 bytes; the last component as it is in output.
@@ -284,6 +287,7 @@ class TwoHosts:
             "/etc/logrotate.d",
             "/etc/ssh/sshd_config.d",
             "/srv/www",
+            "/srv/db",
             "/root",
         ):
             self.path(made_by_the_system).mkdir()
@@ -296,6 +300,7 @@ class TwoHosts:
         self.checkout = self.root / "checkout"
         self._make_checkout()
         self._fill(self.path("/srv/www"))
+        self._fill(self.path("/srv/db"))
         self._exports: list[str] = []
 
     def path(self, quickstart: str) -> Path:
@@ -361,12 +366,12 @@ class TwoHosts:
         known_hosts.write_text(self.sshd.known_hosts_line)
         known_hosts.chmod(0o644)
 
-    def run(self, command: Command, expect: int = 0) -> str:
-        """Run one command as on its host; its output."""
-        text = self.translated(command.text)
+    def run(self, command: Command, expect: int = 0, text: str | None = None) -> str:
+        """Run one command as on its host, or ``text`` in its place; its output."""
+        text = self.translated(command.text) if text is None else text
         argv = ["bash", "-c", "\n".join((*self._exports, text))]
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
-        if command.prompt == "source#":
+        if command.prompt.endswith("#"):
             where = self.checkout
             environment["HOME"] = str(self.path("/root"))
         else:
@@ -388,7 +393,7 @@ class TwoHosts:
                 timeout=COMMAND_SECONDS,
                 check=False,
                 # Nothing the quickstart makes may depend on it; so the strictest in use.
-                umask=0o077 if command.prompt == "source#" else -1,
+                umask=0o077 if command.prompt.endswith("#") else -1,
             )
             output.seek(0)
             said = output.read()
@@ -452,21 +457,27 @@ def follow(hosts: TwoHosts, steps: list[Command]) -> None:
         if command.exception is not None:
             continue
         said = hosts.run(command)
-        if command.output:
-            expected = pattern_of(command.output, hosts.translated)
-            assert expected.fullmatch(said), f"{command.shown} said\n{said}"
+        assert_as_shown(command, said, hosts.translated)
         if command.text == "ssh source hello":
             assert_hello_as_documented(json.loads(said))
 
 
+def assert_as_shown(command: Command, said: str, translated: Callable[[str], str]) -> None:
+    """The output is that of the document, as far as the document shows any."""
+    if command.output:
+        expected = pattern_of(command.output, translated)
+        assert expected.fullmatch(said), f"{command.shown} said\n{said}"
+
+
 def assert_nothing_is_left(hosts: TwoHosts) -> None:
     """Of all that was installed on the source; the copy of the audit log is the admin's."""
-    kept = ("/root", "/srv/www", "/etc/logrotate.d", "/etc/tmpfiles.d", "/etc/ssh/sshd_config.d")
+    kept = ("/root", "/srv/www", "/srv/db")
+    shared = ("/etc/logrotate.d", "/etc/tmpfiles.d", "/etc/ssh/sshd_config.d")
     for known in hosts.directories:
-        if known in kept:
+        if known in kept + shared:
             continue
         assert not hosts.path(known).exists(), known
-    for directory in kept[2:]:
+    for directory in shared:
         assert list(hosts.path(directory).iterdir()) == [], directory
     assert (hosts.path("/root") / "audit.jsonl").stat().st_size > 0
     with pytest.raises(KeyError):

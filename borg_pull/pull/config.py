@@ -340,8 +340,9 @@ def default_path() -> Path:
 def path_to_make() -> Path:
     """Where to begin a configuration when there is none yet."""
     chosen = default_path()
-    is_system = chosen == OF_SYSTEM and os.geteuid() != 0 and not chosen.exists()
-    return OF_USER.expanduser() if is_system else chosen
+    # On a source the directory is closed to others. What a user may not even look for is not his.
+    is_others = chosen == OF_SYSTEM and os.geteuid() != 0 and not os.access(chosen, os.F_OK)
+    return OF_USER.expanduser() if is_others else chosen
 
 
 def load(path: Path) -> Config:
