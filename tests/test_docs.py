@@ -499,16 +499,47 @@ done
 TERMINATED = 143
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_the_pull_script_ends_what_it_started_when_it_is_ended(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def pull_script() -> str:
     [script] = [
         command.text
         for command in commands(QUICKSTART)
         if "> ~/borg-pull/pull-web1 <<" in command.text
     ]
-    (tmp_path / "pull").write_text(script.partition("\n")[2].removesuffix("END"))
+    return script.partition("\n")[2].removesuffix("END")
+
+
+@pytest.mark.parametrize("missing", ["passphrase", "socat", "temporary"])
+def test_the_pull_script_tells_what_it_lacks_from_what_borg_says(
+    tmp_path: Path, missing: str
+) -> None:
+    (tmp_path / "pull").write_text(pull_script())
+    (tmp_path / "borg-pull").mkdir()
+    if missing != "passphrase":
+        (tmp_path / "borg-pull/web1.passphrase").write_text("secret\n")
+    if missing != "temporary":
+        (tmp_path / "tmp").mkdir()
+    (tmp_path / "bin").mkdir()
+    for name in ("mktemp", "rm", "sleep"):
+        (tmp_path / "bin" / name).symlink_to(f"/usr/bin/{name}")
+    done = subprocess.run(
+        ["/bin/sh", tmp_path / "pull"],
+        env={
+            "HOME": str(tmp_path),
+            "TMPDIR": str(tmp_path / "tmp"),
+            "PATH": str(tmp_path / "bin"),
+        },
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 254, done
+    assert done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_pull_script_ends_what_it_started_when_it_is_ended(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "pull").write_text(pull_script())
     (tmp_path / "borg-pull").mkdir()
     (tmp_path / "borg-pull/web1.passphrase").write_text("secret\n")
     subprocess.run(

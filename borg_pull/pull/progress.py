@@ -48,7 +48,7 @@ class JsonScreen:
 
 
 class PeopleScreen:
-    """A live line for each running job on a terminal; elsewhere a line for each end alone."""
+    """A live line for each running job on a terminal; elsewhere a line for each end or new wait."""
 
     def __init__(self, *, quiet: bool) -> None:
         from rich.console import Console
@@ -66,6 +66,8 @@ class PeopleScreen:
             disable=quiet or not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._waits: dict[str, str] = {}
+        """By job, what it was last said to wait for."""
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -81,13 +83,19 @@ class PeopleScreen:
         elif kind == "progress":
             self._live.update(self._tasks[job], text=_progress_text(event))
         elif kind == "retry":
-            text = f"busy, again in {event['seconds']:.0f} s: {event['reason']}"
-            self._live.update(self._tasks[job], text=printable(text))
+            text = printable(f"busy, again in {event['seconds']:.0f} s: {event['reason']}")
+            self._live.update(self._tasks[job], text=text)
+            if self._live.disable and not self._quiet and self._waits.get(job) != event["reason"]:
+                self._waits[job] = event["reason"]
+                self._print(f"{job}: {text}", "yellow")
         elif kind == "run_end":
             if job in self._tasks:
                 self._live.remove_task(self._tasks.pop(job))
             if not self._quiet or event["outcome"] in ("warning", "failure"):
-                self._console.print(end_line(event), style=_STYLES.get(event["outcome"], ""))
+                self._print(end_line(event), _STYLES.get(event["outcome"], ""))
+
+    def _print(self, line: str, style: str) -> None:
+        self._console.print(line, style=style, soft_wrap=True)
 
 
 _STYLES = {"success": "green", "warning": "yellow", "failure": "bold red", "skipped": "dim"}
