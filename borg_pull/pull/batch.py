@@ -9,15 +9,15 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from borg_pull.errors import BorgPullError, InternalError
-from borg_pull.pull import care
+from borg_pull.errors import BorgPullError, FailedError, InternalError
+from borg_pull.pull import care, hooks
 from borg_pull.pull.config import Config
 from borg_pull.pull.due import next_event
 from borg_pull.pull.ledger import Ledger, Run
@@ -34,8 +34,9 @@ from borg_pull.pull.pull import (
     attempt,
     hello,
 )
-from borg_pull.pull.repository import LocalRepository
-from borg_pull.pull.source import Greeting, remembered
+from borg_pull.pull.repository import Archives, LocalRepository
+from borg_pull.pull.source import ORIGINAL, Greeting, remembered
+from borg_pull.pull.source_repository import SourceRepository
 
 FIRST_PAUSE = 15.0
 LONGEST_PAUSE = 300.0
@@ -62,13 +63,20 @@ class _Pending:
 @dataclass
 class _Done:
     pending: _Pending
-    attempt: Attempt | None
-    error: BorgPullError | None
+    locks: ExitStack
     greeting: Greeting | None
     asked_anew: bool
-    locks: ExitStack
-    care: list[Verdict]
+    attempt: Attempt | None = None
+    error: BorgPullError | None = None
+    care: list[Verdict] = field(default_factory=list)
     """How retention and check went, as far as it was their turn."""
+    is_to_be_tried_again: bool = False
+
+    @property
+    def is_good(self) -> bool:
+        """Whether there is a new archive."""
+        result = self.attempt
+        return self.error is None and result is not None and result.outcome.verdict != "failure"
 
 
 class Batch:
@@ -212,57 +220,126 @@ class Batch:
         self, one: _Pending, greeting: Greeting | None, earlier: list[Run], locks: ExitStack
     ) -> None:
         """In a thread of its own: one attempt, and whatever comes of it as one message."""
-        result: Attempt | None = None
-        fault: BorgPullError | None = None
-        asked = greeting is None
+        done = _Done(one, locks, greeting, asked_anew=greeting is None)
         assert one.log is not None
-        try:
-            with one.log.open("ab") as log:
-                while True:
-                    greeting = greeting or hello(
-                        one.task.source, one.task.source_name, self._places.known_hosts
-                    )
-                    result = attempt(
-                        one.task,
-                        greeting,
-                        self._places,
-                        passphrase=lambda: self._passphrase(one.task),
-                        earlier=earlier,
-                        log=log,
-                        emit=lambda event: self._messages.put({"pending": one, **event}),
-                        stop=self._stop,
-                        deadline=one.began + one.task.job.deadline.total_seconds(),
-                    )
-                    if asked or result.exit not in _STALE_GREETING_EXITS:
-                        break
-                    # What was remembered of the source may be out of date.
-                    greeting, asked = None, True
-        except BorgPullError as error:
-            fault = error
-        except OSError as error:
-            fault = UnreachableError(f"{error.filename or 'the system refused'}: {error.strerror}")
-        except Exception as error:  # noqa: BLE001 - one job's fault must not end the others
-            fault = InternalError(f"unexpected {type(error).__name__}: {error}", "please report it")
-        good = result is not None and result.outcome.verdict != "failure"
-        cared = self._care(one) if good else []
-        self._messages.put(_Done(one, result, fault, greeting, asked, locks, cared))
+        with _noted(done), one.log.open("ab") as log:
+            with _noted(done):
+                if one.attempts == 1:
+                    hooks.run(one.task, "before", {"RUN": str(one.run)}, log, self._stop)
+                self._tend(done, earlier, log)
+            if not done.is_to_be_tried_again:
+                self._run_after(done, log)
+        self._messages.put(done)
 
-    def _care(self, one: _Pending) -> list[Verdict]:
+    def _tend(self, done: _Done, earlier: list[Run], log: BinaryIO) -> None:
+        """Pull, then what is due of retention and check."""
+        one, task = done.pending, done.pending.task
+        try:
+            self._pull(done, earlier, log)
+        finally:
+            result = done.attempt
+            is_busy = result is not None and result.busy and self._stop.reason is None
+            done.is_to_be_tried_again = is_busy and not self._overdue(one)
+            # What this host has it can verify whatever came of the pull; a source is not asked
+            # again that has not even answered.
+            can_care = result is not None or _reads_itself(task)
+            if can_care and not done.is_to_be_tried_again:
+                archives = self._archives(task, done.greeting, log)
+                done.care = self._care(one, archives, after_success=done.is_good)
+
+    def _pull(self, done: _Done, earlier: list[Run], log: BinaryIO) -> None:
+        one, task = done.pending, done.pending.task
+        deadline = one.began + task.job.deadline.total_seconds()
+        while True:
+            greeting = done.greeting or hello(
+                task.source, task.source_name, self._places.known_hosts
+            )
+            done.greeting = greeting
+            with self._alone(task, greeting, deadline):
+                result = attempt(
+                    task,
+                    greeting,
+                    self._places,
+                    archives=self._archives(task, greeting, log),
+                    passphrase=lambda: self._passphrase(task),
+                    earlier=earlier,
+                    on_record=self._ledger.kept(task.name).keys(),
+                    log=log,
+                    emit=lambda event: self._messages.put({"pending": one, **event}),
+                    stop=self._stop,
+                    deadline=deadline,
+                )
+            done.attempt = result
+            if done.asked_anew or result.exit not in _STALE_GREETING_EXITS:
+                return
+            # What was remembered of the source may be out of date.
+            done.greeting, done.asked_anew = None, True
+
+    def _archives(self, task: Task, greeting: Greeting | None, log: BinaryIO) -> Archives:
+        """The task's repository, by whoever has its key."""
+        if _reads_itself(task):
+            return LocalRepository(task.repository, lambda: self._passphrase(task))
+        return SourceRepository(
+            task,
+            self._places,
+            greeting=greeting,
+            passphrase=lambda: self._passphrase(task),
+            log=log,
+            stop=self._stop,
+        )
+
+    @contextmanager
+    def _alone(self, task: Task, greeting: Greeting, deadline: float) -> Iterator[None]:
+        """The original tool has one name for the sockets of all runs: they go one by one."""
+        with ExitStack() as locks:
+            while greeting.protocol == ORIGINAL:
+                if self._locked(locks, f"source-{task.source_name}"):
+                    break
+                if self._stop.wait(LOCK_PAUSE) or time.monotonic() >= deadline:
+                    reason = self._stop.reason or "another run used the source all the time"
+                    raise UnreachableError(reason)
+            yield
+
+    def _run_after(self, done: _Done, log: BinaryIO) -> None:
+        """The hook behind it all; if that fails, a success is one with a warning."""
+        result = done.attempt
+        verdicts: list[Verdict] = [
+            *done.care,
+            *([] if result is None else [result.outcome.verdict]),
+        ]
+        error = done.error.line() if done.error is not None else None
+        if result is not None and error is None:
+            error = result.outcome.error
+        facts = {
+            "RUN": str(done.pending.run),
+            "OUTCOME": "failure"
+            if done.error
+            else max(verdicts, key=ORDER.index, default="failure"),
+            "ERROR": error or "",
+            "ARCHIVE": (result.archive if result is not None and done.is_good else None) or "",
+        }
+        try:
+            hooks.run(done.pending.task, "after", facts, log, self._stop)
+        except hooks.HookError as fault:
+            if result is not None and result.outcome.verdict == "success":
+                outcome = replace(result.outcome, verdict="warning", error=fault.line())
+                done.attempt = replace(result, outcome=outcome)
+
+    def _care(self, one: _Pending, archives: Archives, *, after_success: bool) -> list[Verdict]:
         """Prune and check, while the job's locks are held; each is a run of its own on record."""
         task, job = one.task, one.task.job
-        repository = LocalRepository(task.repository, lambda: self._passphrase(task))
         verdicts: list[Verdict] = []
-        if job.retention is not None and self._stop.reason is None:
+        if after_success and job.retention is not None and self._stop.reason is None:
             glob = self._config.archive_glob(task.name)
             verdicts.append(
-                self._cared(one, "prune", lambda: care.prune(task, repository, self._ledger, glob))
+                self._cared(one, "prune", lambda: care.prune(task, archives, self._ledger, glob))
             )
         if job.check is not None and self._stop.reason is None:
             last = self._ledger.last(task.name, kind="check")
             now = datetime.now(UTC)
             due = None if last is None else next_event(job.check.schedule, min(last.started, now))
             if last is None or (due is not None and due <= now):
-                verdicts.append(self._cared(one, "check", lambda: care.check(task, repository)))
+                verdicts.append(self._cared(one, "check", lambda: care.check(task, archives)))
         return verdicts
 
     def _cared(self, one: _Pending, kind: str, act: Callable[[], object]) -> Verdict:
@@ -320,7 +397,7 @@ class Batch:
             error = done.error.line() if done.error else "no result"
             self._finish(one, Attempt(Outcome("failure", error, None)))
             return []
-        if result.busy and self._stop.reason is None and not self._overdue(one):
+        if done.is_to_be_tried_again:
             self._pause(one, result)
             return [one]
         self._finish(one, result)
@@ -365,6 +442,10 @@ class Batch:
         """End a job that never started, or that waited for another try."""
         if one.run is None:
             self._begin(one)
+        if one.attempts > 0 and one.log is not None:
+            done = _Done(one, ExitStack(), None, asked_anew=False, error=FailedError(reason))
+            with _noted(done), one.log.open("ab") as log:
+                self._run_after(done, log)
         self._finish(one, Attempt(Outcome("failure", reason, None)))
 
     def _finish(self, one: _Pending, result: Attempt) -> None:
@@ -412,3 +493,22 @@ class Batch:
                 **event,
             }
         )
+
+
+def _reads_itself(task: Task) -> bool:
+    """Whether this host can read the task's repository."""
+    return task.repository.key_on == "server"
+
+
+@contextmanager
+def _noted(done: _Done) -> Iterator[None]:
+    """Whatever goes wrong within is what goes wrong with the run: it must not end the others."""
+    try:
+        yield
+    except BorgPullError as error:
+        done.error = error
+    except OSError as error:
+        done.error = UnreachableError(f"{error.filename or 'the system refused'}: {error.strerror}")
+    except Exception as error:  # noqa: BLE001 - one job's fault must not end the others
+        what = f"unexpected {type(error).__name__}: {error}"
+        done.error = InternalError(what, "please report it")

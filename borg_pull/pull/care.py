@@ -15,22 +15,26 @@ from borg_pull.errors import ConfigurationError, FailedError, printable
 from borg_pull.pull.config import Retention
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.pull import Task
-from borg_pull.pull.repository import Archive, LocalRepository, RepositoryError
+from borg_pull.pull.repository import Archive, Archives, LocalRepository, RepositoryError
+from borg_pull.pull.source_repository import is_stored
 
 NAMED = 5
 """How many missing archives a message names."""
+
+NOTHING_DELETED = "nothing was deleted"
+NOTHING_FREED = "what was deleted is not freed yet"
 
 
 class MissingArchivesError(FailedError):
     """Archives on record are not in the repository any more: an alarm, not a nuisance."""
 
-    def __init__(self, job: str, missing: Sequence[str]) -> None:
+    def __init__(self, job: str, missing: Sequence[str], so_far: str = NOTHING_DELETED) -> None:
         names = ", ".join(missing[:NAMED])
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         super().__init__(
             f"job {job}: {len(missing)} archives on record are missing from the repository: "
             f"{names}{more}",
-            "nothing was deleted; find out who did that, the repository's transactions before it "
+            f"{so_far}; find out who did that, the repository's transactions before it "
             f"can be had back; if it was you, run: borg-pull forget {job}",
         )
 
@@ -43,15 +47,22 @@ class Pruned:
     deleted: list[Archive]
 
 
-def missing(task: Task, repository: LocalRepository, ledger: Ledger, glob: str) -> dict[str, str]:
+def missing(task: Task, archives: Archives, ledger: Ledger, glob: str) -> dict[str, str]:
     """The archives that are on record and not in the repository: id to name."""
-    present = {archive.id for archive in repository.archives(glob)}
-    return {id_: name for id_, name in ledger.kept(task.name).items() if id_ not in present}
+    return _missing(task, ledger.kept(task.name), archives.archives(glob))
+
+
+def _missing(task: Task, on_record: dict[str, str], listed: Sequence[Archive]) -> dict[str, str]:
+    """Those on record that are not listed; or, where the source lists them, not stored here."""
+    present = {archive.id for archive in listed}
+    if task.repository.key_on == "source":
+        present = {id_ for id_ in present if id_ not in on_record or is_stored(task, id_)}
+    return {id_: name for id_, name in on_record.items() if id_ not in present}
 
 
 def prune(
     task: Task,
-    repository: LocalRepository,
+    archives: Archives,
     ledger: Ledger,
     glob: str,
     *,
@@ -59,28 +70,40 @@ def prune(
 ) -> Pruned:
     """Delete the job's archives that its retention does not keep, and free their space.
 
-    Raises MissingArchivesError, ConfigurationError, RepositoryError.
+    A source that does it, because it alone can, is served append-only: what it deletes beyond its
+    orders is found out before `_compact` makes it final.
+
+    Raises MissingArchivesError, ConfigurationError, RepositoryError, NotAllowedError.
     """
     retention = task.job.retention
     if retention is None:
         raise ConfigurationError(f"job {task.name} has no retention", "see pull.toml")
-    before = repository.archives(glob)
-    present = {archive.id for archive in before}
-    lost = [name for id_, name in ledger.kept(task.name).items() if id_ not in present]
+    before = archives.archives(glob)
+    lost = _missing(task, ledger.kept(task.name), before)
     if lost:
-        raise MissingArchivesError(task.name, lost)
+        raise MissingArchivesError(task.name, [*lost.values()])
     words = ["prune", "--list", "--glob-archives", glob, *keep_options(retention)]
     if dry_run:
-        answer = repository.run([*words, "--dry-run", str(repository.repository.path)])
+        answer = archives.run([*words, "--dry-run", str(task.repository.path)])
         doomed = _would_prune(answer.stderr, before)
         return Pruned([one for one in before if one not in doomed], doomed)
-    repository.run([*words, str(repository.repository.path)])
-    after = {archive.id for archive in repository.archives(glob)}
+    archives.run([*words, str(task.repository.path)])
+    listed = archives.archives(glob)
+    after = {archive.id for archive in listed}
     deleted = [archive for archive in before if archive.id not in after]
     ledger.mark_gone(task.name, [archive.id for archive in deleted])
+    if task.repository.key_on == "source":
+        lost = _missing(task, ledger.kept(task.name), listed)
+        if lost:
+            raise MissingArchivesError(task.name, [*lost.values()], NOTHING_FREED)
     if retention.compact and deleted:
-        repository.run(["compact", str(repository.repository.path)])
+        _bare(task).run(["compact", str(task.repository.path)])
     return Pruned([one for one in before if one.id in after], deleted)
+
+
+def _bare(task: Task) -> LocalRepository:
+    """The repository without its key, which compacting and verifying its objects do not need."""
+    return LocalRepository(task.repository, lambda: None)
 
 
 def keep_options(retention: Retention) -> list[str]:
@@ -92,35 +115,36 @@ def keep_options(retention: Retention) -> list[str]:
     return options
 
 
-def check(
-    task: Task, repository: LocalRepository, on_line: Callable[[bytes], None] | None = None
-) -> float:
-    """Verify the repository as the job says; seconds it took. Raises RepositoryError.
+def check(task: Task, archives: Archives, on_line: Callable[[bytes], None] | None = None) -> float:
+    """Verify the repository as the job says; seconds it took. Raises BorgPullError.
 
     With ``max_duration`` borg checks a slice of the repository, and the next one from there on
-    (borg check, "partial checks"); that needs ``--repository-only``.
+    (borg check, "partial checks"); that needs ``--repository-only``. Where the source has the key,
+    it is asked about the archives, and this host looks at the repository itself.
     """
     rules = task.job.check
     if rules is None:
         raise ConfigurationError(f"job {task.name} has no check", "see pull.toml")
-    words = ["check"]
+    deep = ["--verify-data"] if rules.verify_data else []
+    steps: list[tuple[Archives, list[str]]]
     if rules.max_duration is not None:
         seconds = max(1, int(rules.max_duration.total_seconds()))
-        words += ["--repository-only", "--max-duration", str(seconds)]
-    elif rules.verify_data:
-        words.append("--verify-data")
+        steps = [(_bare(task), ["--repository-only", "--max-duration", str(seconds)])]
     elif task.repository.key_on == "source":
-        words.append("--repository-only")
+        steps = [(_bare(task), ["--repository-only"]), (archives, ["--archives-only", *deep])]
+    else:
+        steps = [(archives, deep)]
     started = time.monotonic()
-    answer = repository.run([*words, str(task.repository.path)], on_line=on_line)
-    if answer.code != 0:
-        # What borg calls a warning here is damage that it found.
-        lines = [line for line in answer.stderr.splitlines() if line.strip()]
-        found = printable(lines[-1]) if lines else "see its log"
-        raise RepositoryError(
-            f"borg check found damage in {task.repository.path}: {found}",
-            "do not repair before you have a copy; see borg check --help",
-        )
+    for who, options in steps:
+        answer = who.run(["check", *options, str(task.repository.path)], on_line=on_line)
+        if answer.code != 0:
+            # What borg calls a warning here is damage that it found.
+            lines = [line for line in answer.stderr.splitlines() if line.strip()]
+            found = printable(lines[-1]) if lines else "see its log"
+            raise RepositoryError(
+                f"borg check found damage in {task.repository.path}: {found}",
+                "do not repair before you have a copy; see borg check --help",
+            )
     return time.monotonic() - started
 
 

@@ -145,7 +145,7 @@ class Repository(_Table):
     key_on: Literal["server", "source"] = Field(
         default="server",
         description="Who can read the repository. With `source` this host cannot, and asks the "
-        "source about archives.",
+        "source about archives; see below.",
     )
 
     @model_validator(mode="after")
@@ -205,10 +205,12 @@ class Hooks(_Table):
     """``[job.NAME.hooks]``: programs on this host, run without a shell."""
 
     before: Command | None = Field(
-        default=None, description="Run before the pull; if it fails, so does the run."
+        default=None,
+        description="Run before the pull; if it fails, so does the run, without a pull.",
     )
     after: Command | None = Field(
-        default=None, description="Run after the pull, whatever came of it."
+        default=None,
+        description="Run after the pull, whatever came of it; if it fails, that is a warning.",
     )
     timeout: PositiveDuration = _default("5min", "When a hook is ended.")
 

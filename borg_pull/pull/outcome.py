@@ -77,6 +77,9 @@ def _failure(evidence: Evidence, result: dict[str, object]) -> str | None:
         return (said if isinstance(said, str) else None) or last or f"exit {evidence.ssh_exit}"
     if evidence.lookup_error is not None:
         return f"the archive could not be looked up: {evidence.lookup_error}"
+    if evidence.archive_id is None and evidence.ssh_exit == 1:
+        # The original tool's refusals are a 1, too.
+        return f"{last or 'exit 1'}; the archive is not in the repository"
     if evidence.archive_id is None:
         return "the source reported success, but the archive is not in the repository"
     if evidence.original_size is not None and evidence.original_size < evidence.minimum_size:

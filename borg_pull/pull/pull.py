@@ -24,7 +24,7 @@ from borg_pull.pull.config import Job, Repository, Source
 from borg_pull.pull.ledger import Run
 from borg_pull.pull.outcome import Evidence, Outcome
 from borg_pull.pull.places import Places
-from borg_pull.pull.repository import Archive, LocalRepository
+from borg_pull.pull.repository import Archive, Archives
 from borg_pull.pull.serve import Serving
 from borg_pull.pull.source import Greeting, Progress, Request, Transcript
 
@@ -106,8 +106,10 @@ def attempt(
     greeting: Greeting,
     places: Places,
     *,
+    archives: Archives,
     passphrase: Callable[[], bytes | None],
     earlier: Sequence[Run],
+    on_record: Collection[str],
     log: BinaryIO,
     emit: Emit,
     stop: Stop,
@@ -115,26 +117,22 @@ def attempt(
 ) -> Attempt:
     """Pull ``task`` once; never raises for what the source or the network does.
 
-    ``earlier`` are the job's last runs that succeeded, newest first; ``deadline`` is of
-    time.monotonic(). Raises ConfigurationError, SystemRefusedError.
+    ``earlier`` are the job's last runs that succeeded, newest first, ``on_record`` the ids of all
+    archives it has; ``deadline`` is of time.monotonic(). Raises BorgPullError for what keeps the
+    pull from being tried at all.
     """
     started = time.monotonic()
+    archives.prepare()
     name = _archive_name(task, {run.archive for run in earlier}, stop)
     request = source.create(greeting, task.source, task.job, task.repository.path, name)
-    secret = passphrase() if greeting.passphrase_stdin else None
-    if greeting.passphrase_stdin and secret is None:
-        raise ConfigurationError(
-            f"source {task.source_name} wants the passphrase with each request, "
-            f"and repository {task.repository_name} has none",
-            "give passphrase_file, passphrase_command or passphrase_credential",
-        )
+    secret = sent_secret(task, greeting, passphrase)
     with Serving(
         task.repository, places.runtime_dir, log, append_only=task.job.append_only
     ) as serving:
-        run = _Run(serving, stop, deadline, log, emit)
-        run.start(_ssh(task, places, request, serving), secret)
+        run = Conversation(serving, stop, deadline, log, emit=emit)
+        run.start(ssh_command(task, places, request, serving), secret)
         run.wait()
-    archive, statistics_, lookup_error = _looked_up(task, run, name, passphrase)
+    archive, statistics_, lookup_error = _looked_up(archives, run, name, on_record)
     original_size = _size(statistics_, "original_size")
     usual_sizes = [run.original_size for run in earlier if run.original_size is not None]
     evidence = Evidence(
@@ -142,7 +140,7 @@ def attempt(
         given_up=run.given_up,
         connected=serving.is_connected,
         transcript=run.transcript,
-        ssh_said=run.ssh_said,
+        ssh_said=source.with_advice(run.ssh_said, greeting),
         archive_id=None if archive is None else archive.id,
         lookup_error=lookup_error,
         original_size=original_size,
@@ -197,7 +195,7 @@ def hello(source_: Source, name: str, known_hosts: Path) -> Greeting:
     last = printable(lines[-1]) if lines else f"exit {said.returncode}"
     ours = any(line.startswith("borg-pull-source: ") for line in lines)
     if source_.protocol == "auto" and said.returncode != ssh.CONNECTION_FAILED and not ours:
-        return source.original_greeting(name, source_)
+        return source.original_greeting(name, source_, last)
     raise UnreachableError(f"source {name}: {last}")
 
 
@@ -219,16 +217,42 @@ def _archive_name(task: Task, taken: Collection[str | None], stop: Stop) -> str:
     return later
 
 
-def _ssh(task: Task, places: Places, request: Request, serving: Serving) -> list[str]:
+def sent_secret(
+    task: Task, greeting: Greeting, passphrase: Callable[[], bytes | None]
+) -> bytes | None:
+    """The passphrase to send with a request, if the source wants one. Raises ConfigurationError."""
+    secret = passphrase() if greeting.passphrase_stdin else None
+    if greeting.passphrase_stdin and secret is None:
+        raise ConfigurationError(
+            f"source {task.source_name} wants the passphrase with each request, "
+            f"and repository {task.repository_name} has none",
+            "give passphrase_file, passphrase_command or passphrase_credential",
+        )
+    return secret
+
+
+def ssh_command(task: Task, places: Places, request: Request, serving: Serving) -> list[str]:
+    """The argv that sends ``request`` to the task's source, with the socket that is served."""
     forwarding = ssh.Forwarding(remote=request.socket, local=serving.path)
     return ssh.command(task.source, places.known_hosts, request.line, forwarding)
 
 
-class _Run:
-    """The ssh of one attempt, from start to end."""
+class Conversation:
+    """The ssh of one request, from start to end.
+
+    ``on_line`` is given each line of standard error that tells of no progress.
+    """
 
     def __init__(
-        self, serving: Serving, stop: Stop, deadline: float, log: BinaryIO, emit: Emit
+        self,
+        serving: Serving,
+        stop: Stop,
+        deadline: float,
+        log: BinaryIO,
+        *,
+        emit: Emit | None = None,
+        on_line: Callable[[bytes], None] | None = None,
+        answer_limit: int = _STDOUT_LIMIT,
     ) -> None:
         self.transcript = Transcript()
         self.exit: int | None = None
@@ -239,6 +263,8 @@ class _Run:
         self._deadline = deadline
         self._log = log
         self._emit = emit
+        self._on_line = on_line
+        self._answer_limit = answer_limit
         self._stdout = bytearray()
         self._line = bytearray()
         self._started = time.monotonic()
@@ -286,7 +312,7 @@ class _Run:
                         open_streams.discard(descriptor)
                         poll.unregister(descriptor)
                     elif descriptor == stdout.fileno():
-                        self._stdout += block[: _STDOUT_LIMIT - len(self._stdout)]
+                        self._stdout += block[: self._answer_limit - len(self._stdout)]
                     else:
                         self._hear(block)
                 elif self._stop.reason is not None:
@@ -327,13 +353,15 @@ class _Run:
                 self._show(progress)
             elif line:
                 self._log.write(line + b"\n")
+                if self._on_line is not None:
+                    self._on_line(bytes(line))
                 if not line.startswith(b"{"):
                     self.ssh_said = printable(line.decode("utf-8", "replace").strip())
         self._log.flush()
 
     def _show(self, progress: Progress) -> None:
         now = time.monotonic()
-        if now - self._shown >= _PROGRESS_SECONDS:
+        if self._emit is not None and now - self._shown >= _PROGRESS_SECONDS:
             self._shown = now
             self._emit(
                 {
@@ -347,11 +375,13 @@ class _Run:
 
 
 def _looked_up(
-    task: Task, run: _Run, name: str, passphrase: Callable[[], bytes | None]
+    archives: Archives, run: Conversation, name: str, on_record: Collection[str]
 ) -> tuple[Archive | None, dict[str, Any], str | None]:
     """The archive in the repository, its statistics as borg gave them, and why it is not known.
 
-    Only for a run that may have made one: a failure needs no look.
+    Only for a run that may have made one: a failure needs no look. What the source says of the
+    archive is not believed where it can be checked: it must be the one that was asked for, and
+    none of an earlier run.
     """
     if run.given_up is not None or run.exit not in (0, 1):
         return None, {}, None
@@ -359,15 +389,19 @@ def _looked_up(
 
     said: dict[str, Any] = {}
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        said = json.loads(run.answer)["archive"]
-        name = str(said.get("name", name))
+        said = dict(json.loads(run.answer)["archive"])
+    made = str(said.get("name", name))
+    if not source.is_named(made, name):
+        return None, {}, f"the source made {printable(made[:200])}, not the archive {name}"
     try:
-        archive = LocalRepository(task.repository, passphrase).archive(name)
-    except (BorgPullError, ValueError) as error:
+        archive = archives.archive(made)
+        if archive is None:
+            return None, {}, None
+        stats = said.get("stats") or archives.info(made).get("stats")
+    except (BorgPullError, ValueError, LookupError) as error:
         return None, {}, error.line() if isinstance(error, BorgPullError) else str(error)
-    if archive is not None and said.get("id", archive.id) != archive.id:
-        return None, {}, f"the archive {name} is another one than the run made"
-    stats = said.get("stats")
+    if archive.id in on_record or said.get("id", archive.id) != archive.id:
+        return None, {}, f"the archive {made} is another one than the run made"
     return archive, stats if isinstance(stats, dict) else {}, None
 
 

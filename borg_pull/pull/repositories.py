@@ -4,21 +4,77 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Literal
 
 import click
 
-from borg_pull.errors import RequestError, printable
-from borg_pull.output import print_table, put
+from borg_pull.errors import BorgPullError, RequestError, printable
+from borg_pull.output import print_error, print_table, put
 from borg_pull.pull import care, secret
 from borg_pull.pull.condition import rfc3339
 from borg_pull.pull.config import Config
 from borg_pull.pull.faults import nearest
 from borg_pull.pull.invocation import Invocation, configured
 from borg_pull.pull.ledger import Ledger
-from borg_pull.pull.repository import Archive, LocalRepository
-from borg_pull.pull.run import task
+from borg_pull.pull.pull import Stop, Task
+from borg_pull.pull.repository import Archive, Archives, LocalRepository
+from borg_pull.pull.run import report, task
+from borg_pull.pull.source_repository import SourceRepository
 
 ENCRYPTION = ("repokey-blake2", "repokey", "authenticated-blake2", "authenticated", "none")
+
+
+@contextmanager
+def opened(invocation: Invocation, name: str) -> Iterator[tuple[Task, Archives]]:
+    """The job of that name and its repository, by whoever has its key. Raises RequestError."""
+    config, places = invocation.config, invocation.places
+    job = task(config, name)
+    if job.repository.key_on == "server":
+        yield job, local(config, job.repository_name)
+        return
+    stop = Stop()
+    try:
+        # What `borg serve` and the source say of it is of use only where something fails.
+        with tempfile.TemporaryFile() as log:
+            yield (
+                job,
+                SourceRepository(
+                    job,
+                    places,
+                    greeting=None,
+                    passphrase=lambda: secret.passphrase(job.repository_name, job.repository),
+                    log=log,
+                    stop=stop,
+                ),
+            )
+    finally:
+        stop.close()
+
+
+@contextmanager
+def _recorded(
+    invocation: Invocation, ledger: Ledger, job: Task, kind: Literal["check", "prune"]
+) -> Iterator[None]:
+    """What happens within is a run on record, and told of like any other."""
+    run = ledger.begin(job.name, job.source_name, job.repository_name, kind=kind, log=None)
+    started = time.monotonic()
+    outcome = "failure"
+    error: str | None = "it was ended"
+    try:
+        yield
+        outcome, error = "success", None
+    except BorgPullError as fault:
+        error = fault.line()
+        raise
+    finally:
+        duration = round(time.monotonic() - started, 3)
+        ledger.finish(run, outcome, error=error, duration=duration)
+        for untold in report(invocation.config, ledger):
+            print_error(untold.line(), "yellow")
 
 
 def local(config: Config, name: str) -> LocalRepository:
@@ -55,9 +111,8 @@ def init(invocation: Invocation, name: str, encryption: str) -> int:
 @configured
 def archives(invocation: Invocation, name: str, *, as_json: bool) -> int:
     """List the archives of a job that are in its repository, oldest first."""
-    config = invocation.config
-    job = task(config, name)
-    found = local(config, job.repository_name).archives(config.archive_glob(name))
+    with opened(invocation, name) as (_job, repository):
+        found = repository.archives(invocation.config.archive_glob(name))
     if as_json:
         for archive in found:
             put(json.dumps(_archive_object(archive), separators=(",", ":")) + "\n")
@@ -76,15 +131,13 @@ def prune(invocation: Invocation, name: str, *, dry_run: bool) -> int:
 
     Nothing is deleted when an archive on record is missing from the repository.
     """
-    config = invocation.config
-    job = task(config, name)
-    ledger = Ledger(invocation.places.ledger)
-    try:
-        repository = local(config, job.repository_name)
-        glob = config.archive_glob(name)
-        done = care.prune(job, repository, ledger, glob, dry_run=dry_run)
-    finally:
-        ledger.close()
+    glob = invocation.config.archive_glob(name)
+    with opened(invocation, name) as (job, repository), closing(_ledger(invocation)) as ledger:
+        if dry_run:
+            done = care.prune(job, repository, ledger, glob, dry_run=True)
+        else:
+            with _recorded(invocation, ledger, job, "prune"):
+                done = care.prune(job, repository, ledger, glob)
     word = "would delete" if dry_run else "deleted"
     for archive in done.deleted:
         put(f"{word} {printable(archive.name)}\n")
@@ -97,22 +150,18 @@ def prune(invocation: Invocation, name: str, *, dry_run: bool) -> int:
 @configured
 def check(invocation: Invocation, name: str) -> int:
     """Verify a job's repository now, as its check table says."""
-    config = invocation.config
-    job = task(config, name)
-    ledger = Ledger(invocation.places.ledger)
-    try:
-        run = ledger.begin(name, job.source_name, job.repository_name, kind="check", log=None)
-        try:
-            repository = local(config, job.repository_name)
-            seconds = care.check(job, repository, on_line=_pass_on)
-        except Exception as error:
-            ledger.finish(run, "failure", error=str(error))
-            raise
-        ledger.finish(run, "success", duration=round(seconds, 3))
-    finally:
-        ledger.close()
+    with (
+        opened(invocation, name) as (job, repository),
+        closing(_ledger(invocation)) as ledger,
+        _recorded(invocation, ledger, job, "check"),
+    ):
+        seconds = care.check(job, repository, on_line=_pass_on)
     put(f"{job.repository.path}: no damage found in {seconds:.0f} s\n")
     return 0
+
+
+def _ledger(invocation: Invocation) -> Ledger:
+    return Ledger(invocation.places.ledger)
 
 
 def _pass_on(line: bytes) -> None:
@@ -128,12 +177,9 @@ def forget(invocation: Invocation, name: str, *, yes: bool) -> int:
 
     Until then retention deletes nothing, because whoever deleted them may be an attacker.
     """
-    config = invocation.config
-    job = task(config, name)
-    ledger = Ledger(invocation.places.ledger)
-    try:
-        repository = local(config, job.repository_name)
-        lost = care.missing(job, repository, ledger, config.archive_glob(name))
+    glob = invocation.config.archive_glob(name)
+    with opened(invocation, name) as (job, repository), closing(_ledger(invocation)) as ledger:
+        lost = care.missing(job, repository, ledger, glob)
         if not lost:
             put("no archive on record is missing\n")
             return 0
@@ -142,8 +188,6 @@ def forget(invocation: Invocation, name: str, *, yes: bool) -> int:
         if not yes:
             click.confirm(f"Were these {len(lost)} deleted on purpose?", abort=True, err=True)
         ledger.mark_gone(name, list(lost))
-    finally:
-        ledger.close()
     put(f"{len(lost)} archives are not expected any more\n")
     return 0
 

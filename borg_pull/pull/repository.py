@@ -1,4 +1,4 @@
-"""borg run here, on a repository of this host, with an environment made from nothing."""
+"""A repository of this host and borg run here on it, with an environment made from nothing."""
 
 from __future__ import annotations
 
@@ -46,17 +46,27 @@ class Answer:
     stderr: str
 
 
-class LocalRepository:
-    """A repository and the secret that opens it, got when it is first needed."""
+class Archives:
+    """A repository, and whatever can be asked about its archives: this host's borg, or a source."""
 
-    def __init__(self, repository: Repository, passphrase: Callable[[], bytes | None]) -> None:
-        self.repository = repository
-        self.passphrase = passphrase
+    repository: Repository
+
+    def run(
+        self, words: Sequence[str], *, on_line: Callable[[bytes], None] | None = None
+    ) -> Answer:
+        """Run ``borg WORDS``; warnings pass. Raises BorgPullError for an error of borg's.
+
+        ``on_line`` is given each line of standard error as it comes.
+        """
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Raise BorgPullError for what can already be known to keep archives from being read."""
 
     def archives(self, glob: str | None = None) -> list[Archive]:
         """Its archives, oldest first, of those whose names match ``glob``.
 
-        Raises RepositoryError.
+        Raises BorgPullError.
         """
         words = ["list", "--json", "--consider-checkpoints"] if glob is None else ["list", "--json"]
         if glob is not None:
@@ -73,6 +83,14 @@ class LocalRepository:
         answer = self.run(["info", "--json", f"{self.repository.path}::{archive}"])
         found: dict[str, Any] = json.loads(answer.stdout)["archives"][0]
         return found
+
+
+class LocalRepository(Archives):
+    """A repository and the secret that opens it, got when it is first needed."""
+
+    def __init__(self, repository: Repository, passphrase: Callable[[], bytes | None]) -> None:
+        self.repository = repository
+        self.passphrase = passphrase
 
     def run(
         self,

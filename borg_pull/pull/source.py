@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +78,17 @@ def remembered(text: str | None) -> Greeting | None:
         return None
 
 
-def original_greeting(name: str, source: Source) -> Greeting:
-    """What must be known of a source that runs the original tool. Raises ConfigurationError."""
+def original_greeting(name: str, source: Source, said: str | None = None) -> Greeting:
+    """What must be known of a source that runs the original tool. Raises ConfigurationError.
+
+    ``said`` is what it answered to ``hello``, if it was asked.
+    """
     if source.client is None or source.socket_dir is None:
+        answer = "" if said is None else f" (it said: {said})"
         raise ConfigurationError(
-            f"source {name} runs the original tool, which has no hello",
-            f"give client and socket_dir in [source.{name}], as its configuration has them",
+            f"source {name} does not know hello{answer}",
+            "is borg-pull-source its forced command? If it runs the original tool, give client and "
+            f"socket_dir in [source.{name}], as its configuration has them",
         )
     return Greeting(
         protocol=ORIGINAL,
@@ -122,6 +129,11 @@ def create(greeting: Greeting, source: Source, job: Job, repository: Path, archi
                 "the original tool backs up one path and knows no exclude",
                 "make it one job a path, or install borg-pull-source there",
             )
+        if "{hostname}" in archive:
+            raise ConfigurationError(
+                "the original tool does not tell what it named an archive with {hostname}",
+                "leave it out of job's archive, or install borg-pull-source there",
+            )
         words = [{"--compression": "-C", "--one-file-system": "-x"}.get(w, w) for w in options]
         line = shlex.join([*words, "create", *operands])
         return Request(line=line, socket=f"{directory}/{greeting.client}.sock")
@@ -134,7 +146,17 @@ def create(greeting: Greeting, source: Source, job: Job, repository: Path, archi
     )
 
 
-def query(greeting: Greeting, source: Source, words: list[str]) -> Request:
+def with_advice(said: str, greeting: Greeting) -> str:
+    """What ssh said, and what to do where the original tool stands in its own way."""
+    if greeting.protocol == ORIGINAL and "remote port forwarding failed" in said:
+        return (
+            f"{said}; the original tool leaves its socket behind: remove it at the source, or set "
+            "StreamLocalBindUnlink yes in its sshd_config"
+        )
+    return said
+
+
+def query(greeting: Greeting, source: Source, words: Sequence[str]) -> Request:
     """A request of another verb, ``words[0]``, with a socket of its own."""
     nonce = secrets.token_hex(_NONCE_BYTES)
     directory = str(source.socket_dir or greeting.socket_directory).rstrip("/")
@@ -162,6 +184,12 @@ def archive_name(template: str, job: str, source: str, now: datetime) -> str:
             raise ValueError("has an unclosed brace")
         parts.append(_filled(name, job, source, now))
     return "".join(parts)
+
+
+def is_named(made: str, asked: str) -> bool:
+    """Whether an archive of the name ``made`` can be what was ``asked`` for."""
+    literals = asked.split("{hostname}")
+    return "/" not in made and fnmatchcase(made, "*".join(map(escaped, literals)))
 
 
 def escaped(text: str) -> str:
