@@ -31,6 +31,7 @@ COMMANDS = {
     "prune": "repositories:prune",
     "run": "run:run",
     "status": "status:status",
+    "timers": "timers:timers",
     "trust": "host_keys:trust",
     "umount": "extract:umount",
     "verify": "verify:verify",
