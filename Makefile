@@ -51,8 +51,8 @@ check: .venv/project ## ruff, strict mypy, import rules, exit codes unique, gene
 frozen: dist/frozen ## make the frozen bundle dist/borg-pull
 
 .PHONY: bench
-bench: system-run .venv/project dist/frozen ## measure against the bare interpreter, socat and plain ssh, in one run
-	packaging/reachable.sh $(BIN)/python -m tests.bench
+bench: system-run .venv/project dist/frozen ## measure against the bare interpreter, socat and plain ssh, in one run; BENCH="a g" limits it to these parts
+	packaging/reachable.sh $(BIN)/python -m tests.bench $(if $(BENCH),--only "$(BENCH)")
 
 .PHONY: clean
 clean: ## remove everything that was made here

@@ -18,10 +18,10 @@ from typing import Any
 
 from tests.harness.workplace import Workplace
 
-from . import appends, backup, forced, throughput
+from . import appends, backup, forced, server, status, throughput
 from .figures import SCHEMA, Section
 
-LETTERS = "abcdefg"
+LETTERS = "abcdefghijkl"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,15 @@ class Scale:
     appends: int
     records: int
     confined_pulls: int
+    runs: int
+    fleet: int
+    fleet_files: int
+    fleet_runs: int
+    held_mebibytes: int
+    statuses: int
+    status_jobs: int
+    status_rows: int
+    ciphers: int
 
 
 FULL = Scale(
@@ -53,6 +62,15 @@ FULL = Scale(
     appends=5,
     records=8000,
     confined_pulls=4,
+    runs=7,
+    fleet=50,
+    fleet_files=600,
+    fleet_runs=2,
+    held_mebibytes=256,
+    statuses=9,
+    status_jobs=1000,
+    status_rows=1_000_000,
+    ciphers=3,
 )
 QUICK = Scale(
     starts=30,
@@ -66,6 +84,15 @@ QUICK = Scale(
     appends=2,
     records=1600,
     confined_pulls=2,
+    runs=2,
+    fleet=12,
+    fleet_files=200,
+    fleet_runs=1,
+    held_mebibytes=64,
+    statuses=3,
+    status_jobs=1000,
+    status_rows=100_000,
+    ciphers=1,
 )
 # For the test of this program: everything runs, nothing is worth reading.
 TINY = Scale(
@@ -80,6 +107,15 @@ TINY = Scale(
     appends=1,
     records=64,
     confined_pulls=1,
+    runs=1,
+    fleet=9,
+    fleet_files=5,
+    fleet_runs=1,
+    held_mebibytes=2,
+    statuses=1,
+    status_jobs=10,
+    status_rows=100,
+    ciphers=1,
 )
 
 
@@ -117,7 +153,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument(
         "--only",
-        type=lambda text: text.split(","),
+        type=lambda text: text.replace(",", " ").split(),
         default=list(LETTERS),
         metavar="a,b,...",
         help="parts to run, see docs/benchmarks.md",
@@ -172,6 +208,30 @@ def _parts(options: argparse.Namespace) -> dict[str, Callable[[Workplace], Secti
         "f": lambda workplace: appends.appends(workplace, scale.appends, scale.records),
         "g": lambda workplace: backup.confinement(
             workplace, options.borg, repeats=scale.confined_pulls, files=scale.second_files
+        ),
+        "h": lambda workplace: server.pulls(
+            workplace,
+            options.borg,
+            first_repeats=scale.pulls,
+            first_mebibytes=scale.first_mebibytes,
+            second_repeats=scale.runs,
+            second_files=scale.second_files,
+        ),
+        "i": lambda workplace: server.packing(
+            workplace,
+            options.borg,
+            repeats=scale.fleet_runs,
+            sources=scale.fleet,
+            files=scale.fleet_files,
+        ),
+        "j": lambda workplace: server.memory(
+            workplace, options.borg, mebibytes=scale.held_mebibytes
+        ),
+        "k": lambda workplace: status.answers(
+            workplace, repeats=scale.statuses, jobs=scale.status_jobs, rows=scale.status_rows
+        ),
+        "l": lambda workplace: server.ciphers(
+            workplace, options.borg, repeats=scale.ciphers, mebibytes=scale.first_mebibytes
         ),
     }
 

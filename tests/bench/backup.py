@@ -64,7 +64,7 @@ class Pulled(Way):
         self._options = options
 
     def repository(self, number: int) -> Repository:
-        _empty(self._state)
+        empty(self._state)
         repository = self._peer.repository(f"r{number}", initialised=False)
         # Not a copy of a template: borg tells repositories apart by their id.
         repository.init()
@@ -119,7 +119,7 @@ class Pushed(Way):
         return path
 
     def repository(self, number: int) -> Repository:
-        _empty(self._state)
+        empty(self._state)
         path = self._repositories / f"r{number}"
         repository = Repository(
             path, self._borg, self._server_state, encryption="none", passphrase=""
@@ -181,11 +181,11 @@ def pulls(
     with _ways(workplace, borg, peer) as (source, ways):
         tree = source.tree("mixed")
         data.mixed(tree, first_mebibytes)
-        first = _measure(source, ways, tree, repeats, warm_up=False)
+        first = in_turn(source, ways, tree, repeats, warm_up=False)
         shutil.rmtree(tree)
         tree = source.tree("many")
         data.many(tree, second_files)
-        second = _measure(source, ways, tree, repeats, warm_up=True)
+        second = in_turn(source, ways, tree, repeats, warm_up=True)
     for label, found in (("first", first), ("second", second)):
         measures = {
             name: Measure(f"{label}, {name}", "s", values) for name, values in found.items()
@@ -205,7 +205,7 @@ def pulls(
 def confinement(workplace: Workplace, borg: Path, *, repeats: int, files: int) -> Section:
     """Pulls of many files into a new repository, and then of the same ones, unchanged."""
     section = Section("g", f"whole pulls of {files:,} files, confined and not")
-    with _source(workplace, borg) as (server, source):
+    with running_source(workplace, borg) as (server, source):
         ways = [
             _confined(workplace, server, source, name, landlock)
             for name, landlock in ((CONFINED, "required"), (UNCONFINED, "off"))
@@ -275,7 +275,7 @@ def _confined(
 def _ways(
     workplace: Workplace, borg: Path, peer: Path | None
 ) -> Iterator[tuple[Source, list[Way]]]:
-    with _source(workplace, borg) as (server, source):
+    with running_source(workplace, borg) as (server, source):
         ways: list[Way] = [
             _ours(workplace, server, source),
             Pushed(workplace, server, source, workplace.account()),
@@ -287,7 +287,8 @@ def _ways(
 
 
 @contextlib.contextmanager
-def _source(workplace: Workplace, borg: Path) -> Iterator[tuple[SshServer, Source]]:
+def running_source(workplace: Workplace, borg: Path) -> Iterator[tuple[SshServer, Source]]:
+    """A source with our programs, and its sshd, which runs."""
     # For the answers of `_other`.
     server = SshServer(workplace, first=["AcceptEnv BORG_*"])
     server.start()
@@ -311,22 +312,29 @@ def _ours(workplace: Workplace, server: SshServer, source: Source) -> Way:
 
 
 def _by_hand(workplace: Workplace, server: SshServer, source: Source) -> Way:
-    """What one would write in five minutes: it checks nothing."""
-    client = Peer(workplace, server, source, "hand", source.borg)
-    state = source.home / "by-hand"
+    client, state = by_hand(workplace, server, source, "hand")
+    return Pulled(BY_HAND, client, state, source.socket("hand"))
+
+
+def by_hand(
+    workplace: Workplace, server: SshServer, source: Source, name: str
+) -> tuple[Peer, Path]:
+    """A client of what one would write in five minutes, and its state: it checks nothing."""
+    client = Peer(workplace, server, source, name, source.borg)
+    state = source.home / f"by-{name}"
     state.mkdir()
     source.give(state)
     wrapper = source.file(
-        source.directory / "hand-rsh",
-        f"#!/bin/sh\nexec socat - UNIX-CONNECT:{source.socket('hand')}\n",
+        source.directory / f"{name}-rsh",
+        f"#!/bin/sh\nexec socat - UNIX-CONNECT:{source.socket(name)}\n",
         mode=0o755,
     )
     script = source.file(
-        source.directory / "hand-backup",
+        source.directory / f"{name}-backup",
         "#!/bin/sh\n"
         # The words of the request; the data's paths here have nothing to quote.
         "set -- $SSH_ORIGINAL_COMMAND\n"
-        f"rm_socket() {{ rm -f {source.socket('hand')}; }}\n"
+        f"rm_socket() {{ rm -f {source.socket(name)}; }}\n"
         "trap rm_socket EXIT\n"
         f"export BORG_BASE_DIR={state} BORG_RSH={wrapper} LC_ALL=C.UTF-8\n"
         "export BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes\n"
@@ -335,7 +343,7 @@ def _by_hand(workplace: Workplace, server: SshServer, source: Source) -> Way:
         mode=0o755,
     )
     client.authorize(str(script))
-    return Pulled(BY_HAND, client, state, source.socket("hand"))
+    return client, state
 
 
 def _other(workplace: Workplace, server: SshServer, source: Source, program: Path) -> Way:
@@ -367,7 +375,7 @@ def _other(workplace: Workplace, server: SshServer, source: Source, program: Pat
     return Pulled(program.name, client, home, source.socket("other"), ("-o", f"SetEnv={answers}"))
 
 
-def _measure(
+def in_turn(
     source: Source, ways: Sequence[Way], tree: Path, repeats: int, *, warm_up: bool
 ) -> dict[str, list[float]]:
     """Seconds of each way, one after the other in each turn, each turn beginning with another.
@@ -389,7 +397,7 @@ def _measure(
     return found
 
 
-def _empty(directory: Path) -> None:
+def empty(directory: Path) -> None:
     """Remove what is in ``directory``, if it is there."""
     if not directory.is_dir():
         return

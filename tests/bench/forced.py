@@ -247,7 +247,7 @@ def _waiting_memory(stage: Stage, program: Path, configuration: Path) -> dict[st
                 if process.parent == launched.pid
             )
             until(lambda: _sleeps(waiting.pid), seconds=30, what="the forced command to wait")
-            return _rollup(waiting.pid)
+            return rollup(waiting.pid)
         finally:
             for state in directory.glob("*"):
                 (state / "end").touch()
@@ -261,7 +261,7 @@ def _sleeps(pid: int) -> bool:
     return process is not None and process.state == "S"
 
 
-def _rollup(pid: int) -> dict[str, float]:
+def rollup(pid: int) -> dict[str, float]:
     """Rss, Pss and Private of a process in MiB (proc_pid_smaps(5)); only root may see the last
     two of a program that forbids tracing."""
     if not IS_ROOT:
