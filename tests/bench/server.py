@@ -111,8 +111,8 @@ class BackupServer:
         """``borg-pull WORDS``."""
         return subprocess.Popen(
             [
-                *("setpriv", "--pdeathsig", "TERM", "--"),
-                *(self._source.programs.pull, "--config", self._configuration, *words),
+                *("setpriv", "--pdeathsig", "TERM", "--", str(self._source.programs.pull)),
+                *("--config", str(self._configuration), *words),
             ],
             env={
                 "PATH": "/usr/bin:/bin",
@@ -416,7 +416,7 @@ def _at_most(process: subprocess.Popen[str]) -> dict[str, float]:
 
 def _kind(process: processes.Process) -> str:
     words = process.command.split()
-    if "serve" in words[:3]:
+    if "serve" in words:
         return "borg serve"
     return "before borg serve" if "--confined" in words else process.name
 
