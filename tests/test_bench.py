@@ -85,7 +85,7 @@ def test_every_part_runs_and_writes_the_documented_json(tmp_path: Path) -> None:
     document = _document(tmp_path)
     assert document.keys() == DOCUMENT
     assert (document["schema"], document["scale"]) == (SCHEMA, "tiny")
-    assert sorted(document["sections"]) == list("abcdefg")
+    assert sorted(document["sections"]) == list("abcdefghijkl")
     for section in document["sections"].values():
         _check_section(section)
     aims = {
@@ -97,8 +97,12 @@ def test_every_part_runs_and_writes_the_documented_json(tmp_path: Path) -> None:
     assert aims["c"] == {">= 2.5", ">= 0.95"}
     assert aims["d"] == {"<= 1"}
     assert aims["g"] == {"<= 1.02"}
+    assert aims["h"] == {"<= 1"}
+    assert aims["i"] == {"<= 1.1"}
+    assert aims["l"] == {">= 1"}
     assert {limit["aim"] for limit in document["sections"]["e"]["limits"]} == {"<= 12"}
-    for letter in "abcdefg":
+    assert {limit["aim"] for limit in document["sections"]["k"]["limits"]} == {"<= 0.5"}
+    for letter in "abcdefghijkl":
         assert f"({letter}) " in done.stdout
 
 

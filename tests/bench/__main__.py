@@ -44,6 +44,7 @@ class Scale:
     fleet_files: int
     fleet_runs: int
     held_mebibytes: int
+    held_pulls: int
     statuses: int
     status_jobs: int
     status_rows: int
@@ -67,6 +68,7 @@ FULL = Scale(
     fleet_files=600,
     fleet_runs=2,
     held_mebibytes=256,
+    held_pulls=8,
     statuses=9,
     status_jobs=1000,
     status_rows=1_000_000,
@@ -89,6 +91,7 @@ QUICK = Scale(
     fleet_files=200,
     fleet_runs=1,
     held_mebibytes=64,
+    held_pulls=4,
     statuses=3,
     status_jobs=1000,
     status_rows=100_000,
@@ -108,10 +111,11 @@ TINY = Scale(
     records=64,
     confined_pulls=1,
     runs=1,
-    fleet=9,
+    fleet=3,
     fleet_files=5,
     fleet_runs=1,
     held_mebibytes=2,
+    held_pulls=2,
     statuses=1,
     status_jobs=10,
     status_rows=100,
@@ -225,7 +229,10 @@ def _parts(options: argparse.Namespace) -> dict[str, Callable[[Workplace], Secti
             files=scale.fleet_files,
         ),
         "j": lambda workplace: server.memory(
-            workplace, options.borg, mebibytes=scale.held_mebibytes
+            workplace,
+            options.borg,
+            mebibytes=scale.held_mebibytes,
+            pulls=scale.held_pulls,
         ),
         "k": lambda workplace: status.answers(
             workplace, repeats=scale.statuses, jobs=scale.status_jobs, rows=scale.status_rows

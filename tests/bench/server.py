@@ -358,30 +358,28 @@ def packing(workplace: Workplace, borg: Path, *, repeats: int, sources: int, fil
     return section
 
 
-def memory(workplace: Workplace, borg: Path, *, mebibytes: int) -> Section:
+def memory(workplace: Workplace, borg: Path, *, mebibytes: int, pulls: int) -> Section:
     """(j) what the backup server's processes hold while pulls run, at their most."""
     section = Section("j", "memory of the backup server while pulls run: PSS at its most")
     with backup.running_source(workplace, borg) as (server, source):
         tree = source.tree("mixed")
         data.mixed(tree, mebibytes)
         data.give(tree, source.account.uid, source.account.gid)
-        fleet = _Fleet(workplace, server, source, [tree] * (WORKERS + 1))
+        fleet = _Fleet(workplace, server, source, [tree] * (pulls + 1))
         one = _at_most(fleet.server.start("run", "c0", "--quiet"))
         fleet.server.configure({name: job for name, job in fleet.ours.items() if name != "c0"})
-        many = _at_most(fleet.server.start("run", "--all", "--jobs", str(WORKERS), "--quiet"))
+        many = _at_most(fleet.server.start("run", "--all", "--jobs", str(pulls), "--quiet"))
         hand, job = fleet.by_hand[0]
         alone = _at_most(hand.start(job, "archive"))
     for label, found in (
         (f"one pull, {OURS}", one),
-        (f"{WORKERS} pulls, {OURS}", many),
+        (f"{pulls} pulls, {OURS}", many),
         (f"one pull, {BY_HAND}", alone),
     ):
         section.measures += [
             Measure(f"{label}: {program}", "MiB", [held]) for program, held in found.items()
         ]
-    further = Measure(
-        f"a further pull, {OURS}", "MiB", [(many["all"] - one["all"]) / (WORKERS - 1)]
-    )
+    further = Measure(f"a further pull, {OURS}", "MiB", [(many["all"] - one["all"]) / (pulls - 1)])
     section.measures.append(further)
     measures = {measure.name: measure for measure in section.measures}
     by_hand = measures[f"one pull, {BY_HAND}: all"]
