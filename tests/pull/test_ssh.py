@@ -1,8 +1,8 @@
 """No configuration of the user or of the system says how our ssh goes about a pull.
 
 Threat: a line that somebody once wrote into ~/.ssh/config for other purposes runs a command,
-forwards an agent, joins a connection that stands already, or accepts any host key, in a program that
-runs each night.
+forwards an agent, joins a connection that stands already, or accepts any host key, in a program
+that runs each night.
 """
 
 from __future__ import annotations
