@@ -143,9 +143,19 @@ def check_own_directory(path: str, trust: Trust) -> None:
     if not stat.S_ISDIR(status.st_mode):
         raise _unusable(path, "is not a directory")
     if trust.enforced and status.st_uid != trust.uid:
-        raise _unusable(path, "does not belong to this account", "see the quickstart")
+        hint = f"if it is the one that is meant, run chown {_name_of(trust.uid)} {path}"
+        raise _unusable(path, "does not belong to this account", hint)
     if trust.enforced and status.st_mode & _WRITABLE_BY_OTHERS:
         raise _unusable(path, "can be written by others", f"run chmod go-w {path}")
+
+
+def _name_of(uid: int) -> str:
+    import pwd  # not on the way of a request that is in order
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def check_directories(path: str, trust: Trust, *, own: bool) -> None:

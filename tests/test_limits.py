@@ -381,6 +381,13 @@ def test_tokens_are_counted_and_told_of(home: Path) -> None:
     take(home, "nova")
 
 
+def test_one_second_is_one_second(home: Path) -> None:
+    take(home, per_hour=3600, burst=1)
+    with pytest.raises(LimitedError) as caught:
+        take(home, per_hour=3600, burst=1)
+    assert caught.value.hint == "try again in 1 second"
+
+
 def _bind(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as planted, contextlib.chdir(path.parent):
         planted.bind(path.name)

@@ -77,6 +77,23 @@ class TestForms:
         # A second pair is an operand like any other.
         assert "path '--' is not absolute" in refusal("create -- /r a --")
 
+    @pytest.mark.parametrize(
+        ("command", "spaces"),
+        [
+            ("create /r a srv", False),
+            ("create /r a ~", False),
+            ("create /r a /srv ~/x", False),
+            ("create r a /srv", False),
+            ("list ~/r", False),
+            ("create /r a /srv/my www", True),
+            ("create /r my archive /srv", True),
+        ],
+    )
+    def test_what_to_do_about_a_relative_one(self, command: str, *, spaces: bool) -> None:
+        said = refusal(command)
+        assert " is not absolute; give an absolute path" in said
+        assert ("ssh joins words with spaces" in said) == spaces
+
     def test_two_dashes_before_the_verb_once(self) -> None:
         assert parse(b"-- hello").verb == "hello"
         assert "unknown option '--'" in refusal("-- -- hello")

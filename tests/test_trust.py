@@ -60,6 +60,12 @@ def refusal(call: Callable[[], object]) -> str:
     return caught.value.line()
 
 
+def test_the_account_is_named_where_it_has_a_name(place: Path) -> None:
+    path = folder(place / "home", 0o700, STRANGER)
+    said = refusal(lambda: check_own_directory(str(path), Trust(enforced=True, uid=0)))
+    assert said.endswith(f" run chown root {path}")
+
+
 class TestAnyFile:
     """What holds for every caller, privileged or not."""
 
@@ -191,9 +197,9 @@ class TestOwnDirectory:
     @pytest.mark.parametrize("uid", [0, STRANGER])
     def test_somebody_elses(self, place: Path, uid: int) -> None:
         path = folder(place / "home", 0o700, uid)
-        assert "does not belong to this account" in refusal(
-            lambda: check_own_directory(str(path), ENFORCED)
-        )
+        said = refusal(lambda: check_own_directory(str(path), ENFORCED))
+        assert f"{path} does not belong to this account; " in said
+        assert said.endswith(f" run chown {ACCOUNT} {path}")
 
     @pytest.mark.parametrize("mode", [0o770, 0o702, 0o1777])
     def test_one_others_can_write(self, place: Path, mode: int) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +22,9 @@ from borg_pull.source.whitelist import (
     WhitelistError,
     load,
     load_settings,
+    load_socket_dir,
     nearest_name,
+    public_key_fault,
 )
 
 RUNTIME = '[runtime]\nsocket_dir = "/run/x"\nhome = "/var/lib/x"\n'  # three lines
@@ -442,3 +447,80 @@ class TestCost:
 def test_the_nearest_name() -> None:
     assert nearest_name("pahts", ("paths", "trees")) == "; did you mean paths?"
     assert nearest_name("zzz", ("paths", "trees")) == ""
+
+
+class TestPublicKeys:
+    """What a slip of a copy leaves is no key; sshd would say nothing, and let nobody in."""
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [("ed25519",), ("rsa",), ("ecdsa", "-b256"), ("ecdsa", "-b384"), ("ecdsa", "-b521")],
+    )
+    def test_whole_and_cut_anywhere(self, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+        path = tmp_path / "key"
+        subprocess.run(["ssh-keygen", "-q", "-N", "", "-f", path, "-t", *arguments], check=True)
+        line = path.with_suffix(".pub").read_text().strip()
+        assert public_key_fault(line) is None
+        kind, key = line.split(" ")[:2]
+        sound = [end for end in range(len(key)) if public_key_fault(f"{kind} {key[:end]}") is None]
+        assert sound == []
+        assert public_key_fault(f"{kind} {key}AAAA") is not None
+
+    def test_on_tokens(self) -> None:
+        ed25519 = "sk-ssh-ed25519@openssh.com"
+        ecdsa = "sk-ecdsa-sha2-nistp256@openssh.com"
+        assert public_key_fault(key_of(ed25519, bytes(32), b"ssh:")) is None
+        assert public_key_fault(key_of(ed25519, bytes(32))) is not None
+        assert public_key_fault(key_of(ed25519, bytes(32), b"")) is not None
+        point = b"\4" + bytes(64)
+        assert public_key_fault(key_of(ecdsa, b"nistp256", point, b"ssh:")) is None
+        assert public_key_fault(key_of(ecdsa, b"nistp256", point)) is not None
+
+    @pytest.mark.parametrize(
+        ("kind", "fields"),
+        [
+            ("ssh-ed25519", ()),
+            ("ssh-ed25519", (bytes(31),)),
+            ("ssh-ed25519", (bytes(33),)),
+            ("ssh-ed25519", (bytes(32), b"")),
+            ("ecdsa-sha2-nistp256", (b"nistp384", b"\4" + bytes(64))),
+            ("ecdsa-sha2-nistp256", (b"nistp256", b"\2" + bytes(64))),
+            ("ecdsa-sha2-nistp256", (b"nistp256", b"\2" + bytes(32))),
+            ("ssh-rsa", (b"\1\0\1",)),
+            ("ssh-rsa", (b"\1\0\1", b"")),
+            ("ssh-rsa", (b"\1\0\1", b"\xff" * 256)),
+            ("ssh-rsa", (b"\1\0\1", b"\x7f" * 127)),
+            ("ssh-dss", (b"1", b"1", b"1", b"1")),
+            ("ssh-new", (b"1",)),
+        ],
+    )
+    def test_of_other_make(self, kind: str, fields: tuple[bytes, ...]) -> None:
+        assert public_key_fault(key_of(kind, *fields)) is not None
+
+    def test_rsa_of_enough_bits(self) -> None:
+        assert public_key_fault(key_of("ssh-rsa", b"\1\0\1", b"\0" + b"\xff" * 128)) is None
+
+
+def key_of(kind: str, *fields: bytes) -> str:
+    parts = (kind.encode(), *fields)
+    blob = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return f"{kind} {base64.b64encode(blob).decode()}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (RUNTIME, "/run/x"),
+        (f"{RUNTIME}borgg = 1\n[client]\nx = 1\n[x]\n", "/run/x"),
+        ('runtime = { socket_dir = "/a" }\n', "/a"),
+        ('runtime = { socket_dir = "run" }\n', None),
+        ('runtime = { socket_dir = "/a/../b" }\n', None),
+        ("runtime = { socket_dir = 1 }\n", None),
+        ("runtime = 1\n", None),
+        ("", None),
+        ("[", None),
+        (b"\xff", None),
+    ],
+)
+def test_socket_directory_of_what_is_wrong(text: str | bytes, expected: str | None) -> None:
+    assert load_socket_dir(file("main.toml", text)) == expected

@@ -288,7 +288,7 @@ def _run(
         environment_at_run_time=at_run_time,
         confinement=_confinement(program, settings),
         file_access=_file_access(allowed, client, settings, state),
-        socket=borg.socket_path(runtime, client, allowed.nonce),
+        socket=borg.socket_path(runtime.socket_dir, client, allowed.nonce),
         state_directory=state,
         lock=lock,
         passphrase_source=source,

@@ -35,10 +35,10 @@ def directories(runtime: Runtime, client: str) -> tuple[str, ...]:
     return (own.rpartition("/")[0], locks.rpartition("/")[0], locks)
 
 
-def socket_path(runtime: Runtime, client: str, nonce: str | None) -> str:
+def socket_path(socket_dir: str, client: str, nonce: str | None) -> str:
     """Path of the forwarded socket: the client's, or with a nonce that of one run."""
     name = client if nonce is None else f"{client}.{nonce}"
-    return f"{runtime.socket_dir.rstrip('/')}/{name}.sock"
+    return f"{socket_dir.rstrip('/')}/{name}.sock"
 
 
 def command(
@@ -60,7 +60,7 @@ def command(
     environment = base_environment()
     environment.update(
         BORG_RSH=_shell_word(socket_wrapper),
-        BORGSOCKETWRAP_SOCKET_PATH=socket_path(runtime, client, allowed.nonce),
+        BORGSOCKETWRAP_SOCKET_PATH=socket_path(runtime.socket_dir, client, allowed.nonce),
         BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=_answer(rules.allow_unknown_repository),
         BORG_RELOCATED_REPO_ACCESS_IS_OK=_answer(rules.allow_relocated_repository),
     )

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 
+from borg_pull.errors import ConfigurationError
 from borg_pull.source.judge import Context
 from borg_pull.source.whitelist import SourceFile
 from borg_pull.trust import read_file
@@ -25,7 +26,12 @@ MAX_CLIENT_FILE = 1024 * 1024  # bytes
 
 def main_file(config: str, trust: Trust) -> SourceFile:
     """The main configuration file. Raises ConfigurationError."""
-    content = read_file(config, trust, limit=MAX_MAIN_FILE, own=False, secret=False)
+    try:
+        content = read_file(config, trust, limit=MAX_MAIN_FILE, own=False, secret=False)
+    except ConfigurationError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            error.hint = "name another, or write one as in the quickstart, section 3"
+        raise
     return SourceFile(name=config, content=content)
 
 

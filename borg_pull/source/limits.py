@@ -84,7 +84,7 @@ class Place:
             raise LimitedError(
                 f"client {self._client} has made too many requests "
                 f"({requests_per_hour} an hour are let in, {burst} at once)",
-                f"try again in {-(-wait // 1000)} seconds",
+                f"try again in {_counted(-(-wait // 1000), 'second')}",
             )
 
 
@@ -117,7 +117,8 @@ def claim(home: str, client: str, session: str, *, most: int, most_of_client: in
 
         since = min((one.since for one in live(home) if one.client == client), default=None)
         raise LimitedError(
-            f"client {client} has {_sessions(most_of_client)} under way, which is all it may have"
+            f"client {client} has {_counted(most_of_client, 'session')} under way, "
+            "which is all it may have"
             + ("" if since is None else f" (the longest since {since})"),
             f"try again in {RETRY_SECONDS} seconds",
         )
@@ -128,7 +129,7 @@ def claim(home: str, client: str, session: str, *, most: int, most_of_client: in
         os.close(own)
         os.close(table)
         raise LimitedError(
-            f"this host has {_sessions(most)} under way, which is all it may have",
+            f"this host has {_counted(most, 'session')} under way, which is all it may have",
             f"try again in {RETRY_SECONDS} seconds",
         )
     place = Place(table, position, own, home, client, session)
@@ -136,8 +137,8 @@ def claim(home: str, client: str, session: str, *, most: int, most_of_client: in
     return place
 
 
-def _sessions(number: int) -> str:
-    return f"{number} session{'' if number == 1 else 's'}"
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _open(path: str) -> int:

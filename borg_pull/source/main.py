@@ -109,7 +109,12 @@ def _serve(arguments: list[str], environment: Mapping[bytes, bytes]) -> int:
     trust = _trust()
     rules_file = _read_whitelist(invocation, trust)
     settings = rules_file.settings
-    trail = _trail(settings, invocation, trust)
+    socket_dir = settings.runtime.socket_dir
+    try:
+        trail = _trail(settings, invocation, trust)
+    except ConfigurationError as error:
+        _remove_own_socket(invocation, socket_dir, error)
+        raise
     try:
         rules = _rules_of(rules_file, invocation.client)
         place = _place(rules, settings, invocation, trust, trail)
@@ -133,7 +138,7 @@ def _serve(arguments: list[str], environment: Mapping[bytes, bytes]) -> int:
         try:
             trail.fail(fault)
         finally:
-            _remove_own_socket(invocation, settings, fault)
+            _remove_own_socket(invocation, socket_dir, fault)
         raise fault from error
 
 
@@ -154,7 +159,8 @@ def _run_borg(request: Request, admitted: Admitted) -> int:
         is_settled = True
         state.note(held, _lock_note(allowed, trail))
         roots = confine.open_roots(allowed.grants, refuse_empty=rules.refuse_empty)
-        forwarded = peer.forwarded_socket(borg.socket_path(runtime, client, allowed.nonce))
+        path = borg.socket_path(runtime.socket_dir, client, allowed.nonce)
+        forwarded = peer.forwarded_socket(path)
         secret = _passphrase(admitted, own)
         command = borg.command(
             allowed, client, rules, runtime, installation.socket_wrapper(settings)
@@ -272,9 +278,15 @@ def _read_whitelist(invocation: Invocation, trust: Trust) -> Whitelist:
         files = {} if own is None else {invocation.client: own}
         return whitelist.load(main_file, files, only=invocation.client)
     except ConfigurationError as error:
-        settings = whitelist.load_settings(main_file)
-        if settings is not None:
-            _trail(settings, invocation, trust).refused(error)
+        try:
+            settings = whitelist.load_settings(main_file)
+            if settings is not None:
+                _trail(settings, invocation, trust).refused(error)
+        finally:
+            # Root's own file says where, whatever else is wrong with it.
+            socket_dir = whitelist.load_socket_dir(main_file)
+            if socket_dir is not None:
+                _remove_own_socket(invocation, socket_dir, error)
         raise
 
 
@@ -338,7 +350,7 @@ def _end(error: Exception, invocation: Invocation) -> BorgPullError:
     return fault
 
 
-def _remove_own_socket(invocation: Invocation, settings: Settings, fault: BorgPullError) -> None:
+def _remove_own_socket(invocation: Invocation, socket_dir: str, fault: BorgPullError) -> None:
     """Have the name free for the client's next request, which ssh would not make otherwise."""
     try:
         nonce = parse(invocation.command).value("socket")
@@ -347,7 +359,7 @@ def _remove_own_socket(invocation: Invocation, settings: Settings, fault: BorgPu
     # The client's plain name serves the run under way when another is why this one is busy.
     is_in_use = isinstance(fault, BusyError) and not isinstance(fault, LimitedError)
     if nonce is not None or not is_in_use:
-        _remove_unless_foreign(borg.socket_path(settings.runtime, invocation.client, nonce))
+        _remove_unless_foreign(borg.socket_path(socket_dir, invocation.client, nonce))
 
 
 def _judged(request: Request, client: str, rules: ClientRules) -> Allowed:

@@ -232,11 +232,11 @@ def _build(verb: Verb, options: tuple[tuple[str, str | None], ...], operands: li
     archive = operands[1] if len(operands) > 1 else None
     paths = tuple(operands[2:])
     if repository is not None:
-        _require("repository", repository, repository_fault(repository))
+        _require("repository", repository, repository_fault(repository), alone=True)
     if archive is not None:
         _require("archive name", archive, archive_fault(archive))
     for path in paths:
-        _require("path", path, path_fault(path))
+        _require("path", path, path_fault(path), alone=len(paths) == 1)
     if len(paths) > MAX_PATHS:
         raise RequestError(f"{len(paths)} paths are given", f"the limit is {MAX_PATHS}")
     if len(set(paths)) != len(paths):
@@ -250,11 +250,14 @@ def _build(verb: Verb, options: tuple[tuple[str, str | None], ...], operands: li
     )
 
 
-def _require(what: str, value: str, fault: str | None) -> None:
+def _require(what: str, value: str, fault: str | None, *, alone: bool = False) -> None:
+    """Raises RequestError for a fault. ``alone``: it cannot be a part of what was one word."""
     if fault is not None:
         hint = None
         if fault == NOT_ABSOLUTE:
-            hint = "ssh joins words with spaces: quote a name that has one twice"
+            hint = "give an absolute path"
+            if not alone and value[:1] not in ("~", "."):
+                hint += ", and quote a name with a space in it twice: ssh joins words with spaces"
         raise RequestError(f"{what} {quoted(value)} {fault}", hint)
 
 

@@ -252,7 +252,8 @@ def public_key_blob(line: str) -> bytes:
     return binascii.a2b_base64(line.split(" ")[1], strict_mode=True)
 
 
-def _public_key_fault(line: str) -> str | None:
+def public_key_fault(line: str) -> str | None:
+    """What makes ``line`` no public key line that sshd would let in, or None."""
     words = line.split(" ")
     known = ("ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-")
     if not line.isprintable() or len(words) < 2 or not words[0].startswith(known):
@@ -262,12 +263,58 @@ def _public_key_fault(line: str) -> str | None:
     try:
         blob = public_key_blob(line)
     except ValueError:
-        return "has a key that is not Base64"
-    # RFC 4253, 6.6: the key begins with its type, and that with its length.
-    kind = words[0].encode("utf-8")
-    if not blob.startswith(len(kind).to_bytes(4, "big") + kind) or len(blob) <= 4 + len(kind):
+        return "has a key that is not Base64, or is cut short"
+    fields = _fields(blob)
+    if fields is None or not fields or fields[0] != words[0].encode("utf-8"):
         return "has a key that is cut short or not of the type before it"
-    return None
+    return _field_fault(words[0], fields[1:])
+
+
+def _fields(blob: bytes) -> list[bytes] | None:
+    """The strings of a key, each behind its length (RFC 4253, 6.6); None when one is cut off."""
+    fields = []
+    at = 0
+    while at < len(blob):
+        end = at + 4 + int.from_bytes(blob[at : at + 4], "big")
+        if at + 4 > len(blob) or end > len(blob):
+            return None
+        fields.append(blob[at + 4 : end])
+        at = end
+    return fields
+
+
+_ED25519 = 32  # bytes, RFC 8709
+_RSA_LEAST = 1024  # bits, sshd's RequiredRSASize
+# Bytes of an uncompressed point (RFC 5656, 3.1; SEC 1, 2.3.3): 4, and two numbers of the field.
+_POINTS = {"ecdsa-sha2-nistp256": 65, "ecdsa-sha2-nistp384": 97, "ecdsa-sha2-nistp521": 133}
+# Made like these, with the application behind it (PROTOCOL.u2f of OpenSSH).
+_ON_TOKENS = {
+    "sk-ssh-ed25519@openssh.com": "ssh-ed25519",
+    "sk-ecdsa-sha2-nistp256@openssh.com": "ecdsa-sha2-nistp256",
+}
+
+
+def _field_fault(kind: str, fields: list[bytes]) -> str | None:
+    """What is wrong with what stands behind the type in a key; its fields are complete."""
+    cut = f"has a key that is not whole: one of {kind} is made otherwise"
+    if kind in _ON_TOKENS:
+        if not fields or not fields.pop():
+            return cut
+        kind = _ON_TOKENS[kind]
+    sizes = [len(field) for field in fields]
+    if kind == "ssh-ed25519":
+        return None if sizes == [_ED25519] else cut
+    if kind in _POINTS:
+        curve = kind.rpartition("-")[2].encode("utf-8")
+        is_whole = sizes == [len(curve), _POINTS[kind]] and fields[0] == curve and fields[1][0] == 4
+        return None if is_whole else cut
+    if kind == "ssh-rsa":
+        # Numbers of either sign; no key has one that is negative.
+        if len(fields) != 2 or not all(field and field[0] < 0x80 for field in fields):
+            return cut
+        bits = int.from_bytes(fields[1], "big").bit_length()
+        return None if bits >= _RSA_LEAST else f"has a key of {bits} bits; sshd refuses it"
+    return "is of a type that sshd takes no more, or never did; make one with ssh-keygen -t ed25519"
 
 
 def _wrong_type(expected: str, value: object) -> str:
@@ -548,7 +595,7 @@ CLIENT_KEYS = (
     Key(
         name="keys",
         kind="array of public keys",
-        faults=_each("public keys", _public_key_fault),
+        faults=_each("public keys", public_key_fault),
         default=(),
         default_text="`[]`",
         doc="Public keys of the client, for `borg-pull-admin authorized-keys`.",
@@ -665,6 +712,14 @@ def load_settings(main: SourceFile) -> Settings | None:
     document = _document(main, faults)
     settings = None if document is None else _settings(_Check(main, faults), document)
     return settings
+
+
+def load_socket_dir(main: SourceFile) -> str | None:
+    """``runtime.socket_dir`` alone, None unless it is sound: where there is a name to be freed."""
+    document = _document(main, [])
+    runtime = None if document is None else document.get("runtime")
+    value = runtime.get("socket_dir") if isinstance(runtime, dict) else None
+    return value if isinstance(value, str) and path_fault(value) is None else None
 
 
 def _document(file: SourceFile, faults: list[Fault]) -> dict[str, object] | None:

@@ -31,7 +31,7 @@ NONSENSE = "nonsense"
 LONG_NONSENSE = NONSENSE + " and more" * 1000
 LIMITED = re.compile(
     r"borg-pull-source: client luna has made too many requests \((\d+) an hour are let in, "
-    r"(\d+) at once\); try again in (\d+) seconds\n"
+    r"(\d+) at once\); try again in (\d+) seconds?\n"
 )
 
 

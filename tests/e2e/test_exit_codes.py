@@ -253,6 +253,7 @@ FAULTY = {
     "syntax": ("[client.luna\n", "whitelist.toml:"),
     "unknown key": ('[client.luna]\npahts = ["/x"]\n', "pahts: is unknown; did you mean paths?"),
     "wrong type": ('[client.luna]\npaths = "/x"\n', "must be an array of absolute paths"),
+    "unknown setting": ("borgg = 1\n", "borgg: is unknown; did you mean borg?"),
     "relative path": ('[client.luna]\npaths = ["x"]\n', "is not absolute"),
     "not text": ("[client.luna]\n# caf\udce9\n", "is not UTF-8 text"),
 }
@@ -264,13 +265,19 @@ def test_78_for_a_wrong_configuration(site: Site, fault: str) -> None:
     runtime = f'[runtime]\nhome = "{site.source.home}"\nsocket_dir = "{site.source.socket_dir}"\n'
     path = site.source.write_configuration("")
     path.write_bytes((runtime + text).encode(errors="surrogateescape"))
-    result = site.pull("create /r a /x")
+    result = site.pull("create /r a /x", site.repository())
     assert result.exit == 78
     assert result.errors.startswith("borg-pull-source: the configuration is wrong: ")
     assert result.errors.count("\n") == 1
     assert reason in result.errors
-    if fault not in ("syntax", "not text"):
+    left = [path.name for path in site.source.socket_dir.iterdir()]
+    if fault in ("syntax", "not text"):
+        # Which directory it is is not known.
+        assert left == ["luna.sock"]
+        return
+    if fault != "unknown setting":
         assert site.source.audit()[0]["exit"] == 78
+    assert left == [], "the name is free for the next request"
 
 
 def test_78_for_a_missing_configuration(site: Site) -> None:
@@ -308,3 +315,8 @@ def test_78_for_a_configuration_others_could_have_written(site: Site, what: str)
     source.directory.chmod(0o755)
     assert result.exit == 78, result.errors
     assert repository.archives() == []
+    # No directory that such a configuration names is looked into.
+    is_obeyed = what in ("wrapper", "home")
+    assert [path.name for path in source.socket_dir.iterdir()] == (
+        [] if is_obeyed else ["luna.sock"]
+    )
