@@ -260,6 +260,11 @@ def test_strict_makes_warnings_fail(tmp_path: Path) -> None:
         ("refuse_empty = FALSE  # or true", "; write false, in lower case"),
         ("paths = [/srv]", "; text stands in quotes"),
         ("passphrase_file = /etc/x", "; text stands in quotes"),
+        ("passphrase_stdin = yes", "; write true or false"),
+        ("passphrase_stdin = Off  # 'a'", "; write true or false"),
+        ('paths = ["/srv", /b]', "; text stands in quotes"),
+        ("[client.vega", ""),
+        ("paths =", ""),
         ("= true", ""),
         ('paths = ["a" "b"]', ""),
     ],
@@ -285,6 +290,7 @@ def test_a_main_file_that_is_none(tmp_path: Path, make: str) -> None:
     answer = start("check", str(config))
     assert answer.exit == 78
     assert answer.stdout.startswith(f"{config}: ")
+    assert ("quickstart" in answer.stdout) == (make == "absent"), "what to do where there is none"
     assert answer.stderr == "borg-pull-admin: the configuration is wrong: 1 error\n"
 
 

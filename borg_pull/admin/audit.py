@@ -143,7 +143,10 @@ def _open_file(path: str) -> IO[bytes]:
 
 def _unreadable(path: str, error: Exception) -> ConfigurationError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return ConfigurationError(f"audit log {path}: {reason.lower()}")
+    hint = None
+    if isinstance(error, FileNotFoundError) and os.path.isdir(os.path.dirname(path) or "."):
+        hint = "nothing was recorded there yet, or the log has another name (audit.file)"
+    return ConfigurationError(f"audit log {path}: {reason.lower()}", hint)
 
 
 def rotated_set(path: str) -> list[str]:

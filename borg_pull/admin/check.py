@@ -236,9 +236,9 @@ def _account(user: str | None, settings: Settings | None) -> host.Account | None
     return host.account_behind(settings.runtime.home, settings.runtime.socket_dir)
 
 
-_UNQUOTED = re.compile(
-    r"""[=\[,]\s*(?:(?P<boolean>true|false)\b|(?P<text>[/~A-Za-z]))""", re.IGNORECASE
-)
+_PLACE = re.compile(r"Invalid value \(at line (?P<line>\d+), column (?P<column>\d+)\)$")
+_BARE_WORD = re.compile(r"[/~A-Za-z][^\s,\]}#]*")
+_TRUTHS = ("yes", "no", "on", "off")
 
 
 def _toml_hint(fault: Fault, contents: Mapping[str, bytes]) -> str:
@@ -250,13 +250,14 @@ def _toml_hint(fault: Fault, contents: Mapping[str, bytes]) -> str:
     outside = re.sub(r"""(["']).*?\1""", "", line).partition("#")[0]
     if '"' in outside or "'" in outside:
         return "; is a closing quote missing?"
-    unquoted = _UNQUOTED.search(outside)
-    if unquoted is None:
+    place = _PLACE.search(fault.message)
+    word = None if place is None else _BARE_WORD.match(line, int(place["column"]) - 1)
+    if word is None:
         return ""
-    if unquoted["boolean"]:
-        lower = unquoted["boolean"].lower()
-        return "" if lower == unquoted["boolean"] else f"; write {lower}, in lower case"
-    return "; text stands in quotes"
+    lower = word[0].lower()
+    if lower in ("true", "false"):
+        return f"; write {lower}, in lower case"
+    return "; write true or false" if lower in _TRUTHS else "; text stands in quotes"
 
 
 def _whole_file(severity: Severity, code: str, path: str, message: str) -> Finding:
