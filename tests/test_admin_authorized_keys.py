@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -126,6 +127,70 @@ def test_a_wrong_command_line(config: Path, arguments: tuple[str, str]) -> None:
     assert (answer.exit, answer.stdout) == (64, "")
     assert answer.stderr.startswith("borg-pull-admin: ")
     assert answer.stderr.count("\n") == 1
+
+
+# Into a file
+
+
+def test_output_is_what_is_printed_otherwise(config: Path, tmp_path: Path) -> None:
+    printed = start("authorized-keys", str(config)).stdout
+    output = tmp_path / "k/authorized_keys"
+    output.parent.mkdir()
+    for old in (None, "old\n"):
+        if old is not None:
+            output.write_text(old)
+            output.chmod(0o600)
+        before = os.umask(0o077)
+        answer = start("authorized-keys", str(config), "--output", str(output))
+        os.umask(before)
+        assert (answer.exit, answer.stdout, answer.stderr) == (0, "", "")
+        assert output.read_text() == printed
+        assert (output.stat().st_mode & 0o7777, output.stat().st_uid) == (0o644, os.geteuid())
+        assert [path.name for path in output.parent.iterdir()] == ["authorized_keys"]
+
+
+@pytest.mark.parametrize(
+    "fault", ["syntax", "rule", "cut key", "client's file", "no key", "absent"]
+)
+def test_output_stays_when_anything_is_wrong(config: Path, tmp_path: Path, fault: str) -> None:
+    """What was written before lets everybody in on; an empty file would lock all out."""
+    output = tmp_path / "authorized_keys"
+    output.write_text("before\n")
+    inode = output.stat().st_ino
+    if fault == "client's file":
+        write(config.parent / "clients.d/broken.toml", "path = []\n")
+    elif fault == "absent":
+        config.unlink()
+    elif fault == "no key":
+        (config.parent / "clients.d/vega.toml").unlink()
+        write(config, f"{RUNTIME}[client.luna]\n")
+    else:
+        cut = f"keys = ['{public_key(9)[:60]}']\n"
+        more = {"syntax": "[", "rule": "path = []\n", "cut key": f"[client.x]\n{cut}"}
+        config.write_text(config.read_text() + more[fault])
+    answer = start("authorized-keys", str(config), "--output", str(output))
+    assert (answer.exit, answer.stdout) == (78, "")
+    assert answer.stderr.count("\n") == 1
+    assert (output.read_text(), output.stat().st_ino) == ("before\n", inode)
+
+
+def test_output_that_cannot_be_written(config: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "no/such", config.parent):
+        answer = start("authorized-keys", str(config), "--output", str(path))
+        assert (answer.exit, answer.stdout) == (71, "")
+        assert answer.stderr.startswith(f"borg-pull-admin: cannot write {path}: ")
+    assert [path for path in tmp_path.parent.iterdir() if path.name.startswith(tmp_path.name)] == [
+        tmp_path
+    ]
+
+
+def test_output_has_the_keys_of_all(config: Path, tmp_path: Path) -> None:
+    fingerprint = fingerprint_of(public_key(1))
+    output = tmp_path / "authorized_keys"
+    answer = start(
+        "authorized-keys", str(config), "--fingerprint", fingerprint, "--output", str(output)
+    )
+    assert (answer.exit, output.exists()) == (64, False)
 
 
 def sshd_reads(value: bytes) -> bytes:

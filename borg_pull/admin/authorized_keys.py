@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 import click
 
 from borg_pull.admin import host
-from borg_pull.errors import ConfigurationError, RequestError
+from borg_pull.admin.replacing import replace
+from borg_pull.errors import ConfigurationError, RequestError, SystemRefusedError
 from borg_pull.output import put
 from borg_pull.source.installation import main_file, program_beside
 from borg_pull.source.whitelist import ClientRules, load, public_key_blob
@@ -49,7 +50,15 @@ nobody serves and no account can listen on. Unix sockets are then refused to -L,
     help="The forced command.  [default: the borg-pull-source beside this program]",
 )
 @click.option("--fingerprint", metavar="SHA256:...", help="Only the key with this fingerprint.")
-def authorized_keys(config: str, program: str | None, fingerprint: str | None) -> None:
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(),
+    help="Write them to FILE instead: all of them at once, or nothing.",
+)
+def authorized_keys(
+    config: str, program: str | None, fingerprint: str | None, output: str | None
+) -> None:
     """Print a line for authorized_keys for each key in the whitelist CONFIG.
 
     Each lets its key run the forced command for its client, whatever the client asks for, and
@@ -57,8 +66,9 @@ def authorized_keys(config: str, program: str | None, fingerprint: str | None) -
 
     Nothing but lines goes to standard output. When anything is wrong with the configuration,
     clients.d included, nothing is printed and the exit code is 78, upon which sshd accepts no
-    key: no client gets in by rules of which a part could not be read. Where PROGRAM holds its
-    file capability, CONFIG must be root's alone to write, as the forced command demands.
+    key: no client gets in by rules of which a part could not be read. FILE of --output then stays
+    as it is, as it does when there is no key at all. Where PROGRAM holds its file capability,
+    CONFIG must be root's alone to write, as the forced command demands.
     """
     config = host.absolute(config)
     program = program or program_beside("borg-pull-source")
@@ -68,6 +78,10 @@ def authorized_keys(config: str, program: str | None, fingerprint: str | None) -
         raise RequestError(
             f"--fingerprint {fingerprint} is not one", "it is SHA256: and 43 characters of Base64"
         )
+    if fingerprint is not None and output is not None:
+        raise RequestError(
+            "--output stands beside --fingerprint", "a file that sshd reads has the keys of all"
+        )
     trust = Trust(enforced=host.has_capability(program), uid=os.geteuid())
     clients = _clients(config, trust)
     lines = [
@@ -75,9 +89,27 @@ def authorized_keys(config: str, program: str | None, fingerprint: str | None) -
         for client, rules in clients.items()
         for line in _lines(program, config, client, rules, fingerprint)
     ]
+    content = b"".join(line + b"\n" for line in lines)
+    if output is not None:
+        _write(os.path.abspath(output), content)
+        return
     if not any(rules.keys for rules in clients.values()):
         click.echo("borg-pull-admin: no client has keys", err=True)
-    put(b"".join(line + b"\n" for line in lines))
+    put(content)
+
+
+def _write(path: str, content: bytes) -> None:
+    """Put ``content`` at ``path``. Raises ConfigurationError when it would let nobody in."""
+    if not content:
+        raise ConfigurationError(
+            f"no client has keys, so {path} is left as it is",
+            "list them in keys; to lock everybody out, see borg-pull-admin lockdown",
+        )
+    try:
+        replace(path, content)
+    except OSError as error:
+        hint = "run this as root" if isinstance(error, PermissionError) else None
+        raise SystemRefusedError(f"cannot write {path}: {error.strerror}", hint) from error
 
 
 def _clients(config: str, trust: Trust) -> Mapping[str, ClientRules]:

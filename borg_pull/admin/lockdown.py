@@ -7,11 +7,9 @@ host locked. The record is written as the forced command's account, whose log it
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pwd
-import secrets
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 import click
 
 from borg_pull.admin import host
+from borg_pull.admin.replacing import replace, sync_directory_of
 from borg_pull.admin.sessions import Session, end_all
 from borg_pull.audit import AuditLog, Common, new_session
 from borg_pull.errors import (
@@ -261,34 +260,13 @@ def _write(path: str, content: Lockdown) -> None:
     lines = [f"since: {content.since}\n", f"by: {content.by}\n"]
     if content.reason is not None:
         lines.append(f"reason: {content.reason}\n")
-    draft = f"{path}.{secrets.token_hex(4)}"
     try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.writelines(lines)
-                file.flush()
-                os.fchmod(descriptor, 0o644)
-                os.fsync(descriptor)
-            os.rename(draft, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(draft)
-            raise
-        _sync_directory_of(path)
+        replace(path, "".join(lines).encode("utf-8"))
     except OSError as error:
         hint = "any file of this name locks the host down"
         if isinstance(error, PermissionError):
             hint = "run this as root"
         raise SystemRefusedError(f"cannot write {path}: {error.strerror}", hint) from error
-
-
-def _sync_directory_of(path: str) -> None:
-    descriptor = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unlock(config: str, by: str, user: str | None, faults: list[BorgPullError]) -> bool:
@@ -331,7 +309,7 @@ def _remove(path: str, identity: tuple[int, int] | None) -> None:
         raise BusyError("somebody else locked the host down anew", "see who and why with status")
     try:
         os.unlink(path)
-        _sync_directory_of(path)
+        sync_directory_of(path)
     except OSError as error:
         raise SystemRefusedError(f"cannot remove {path}: {error.strerror}") from error
 

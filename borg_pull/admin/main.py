@@ -24,9 +24,9 @@ def cli() -> None:
     """Check and explain the whitelist of a source, look for what is amiss on the host, print the
     keys that may log in, read the audit log, and lock the host down.
 
-    Nothing here makes a backup, and nothing but lockdown changes anything. Exit codes: 0, or 64 for
-    a wrong command line, 70 for a fault of this program, 71 when the system refuses, 78 when the
-    configuration is wrong.
+    Nothing here makes a backup, and nothing but lockdown and authorized-keys --output changes
+    anything. Exit codes: 0, or 64 for a wrong command line, 70 for a fault of this program, 71 when
+    the system refuses, 78 when the configuration is wrong.
     """
 
 

@@ -306,7 +306,7 @@ def introduction(answers: Answers, line: str) -> str:
         "then let its sshd know:\n\n"
         "/opt/borg-pull/borg-pull-admin check /etc/borg-pull/config.toml\n"
         "/opt/borg-pull/borg-pull-admin authorized-keys /etc/borg-pull/config.toml "
-        "> /etc/borg-pull/authorized_keys\n"
+        "--output /etc/borg-pull/authorized_keys\n"
     )
 
 
