@@ -118,8 +118,7 @@ def claim(home: str, client: str, session: str, *, most: int, most_of_client: in
         since = min((one.since for one in live(home) if one.client == client), default=None)
         raise LimitedError(
             f"client {client} has {_counted(most_of_client, 'session')} under way, "
-            "which is all it may have"
-            + ("" if since is None else f" (the longest since {since})"),
+            "which is all it may have" + ("" if since is None else f" (the longest since {since})"),
             f"try again in {RETRY_SECONDS} seconds",
         )
     path = table_path(home)
