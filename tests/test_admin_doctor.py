@@ -24,9 +24,13 @@ from typing import Any
 
 import pytest
 
-from borg_pull.admin.doctor import daemon, keys
+from borg_pull.admin.doctor import daemon, keys, sshd
+from borg_pull.admin.doctor.command import _lines
+from borg_pull.admin.doctor.findings import Findings
 from borg_pull.admin.doctor.settings import SETTINGS
 from borg_pull.admin.doctor.sshd import Remedies
+from borg_pull.admin.host import Account
+from borg_pull.errors import ConfigurationError
 from borg_pull.source.installation import program_beside
 from tests.admin_runs import public_key
 from tests.harness.builds import CAPABILITY, frozen_bundle
@@ -427,10 +431,65 @@ def test_configuration_that_sshd_refuses(host: Host) -> None:
 
 
 def test_an_sshd_on_another_port(host: Host) -> None:
-    one = host.doctor("--port", "1", port=False).the("sshd.daemon")
-    assert one["level"] == "warning"
-    assert str(host.port) in one["found"]
+    """Nothing is said of the settings of another, or of those the next one would have."""
+    answer = host.doctor("--port", "1", port=False)
+    assert (answer.exit, answer.report["sshd"]) == (78, None)
+    found = answer.amiss("sshd", "keys")
+    assert found.keys() == {"sshd.daemon", "keys.files"}
+    one = found["sshd.daemon"]
+    assert one["level"] == "error"
+    assert f"port {host.port} (process " in one["found"]
+    assert f"{host.root}/sshd_config)" in one["found"]
     assert "--port" in one["remedy"]
+    assert (found["keys.files"]["level"], found["keys.files"]["remedy"]) == ("unchecked", None)
+
+
+def listener(pid: int, *ports: int) -> daemon.Daemon:
+    return daemon.Daemon(
+        pid=pid,
+        program=SSHD,
+        is_replaced=False,
+        command=("/usr/sbin/sshd", "-f", f"/etc/ssh/{pid}"),
+        ports=ports,
+        started=0.0,
+        capabilities=0,
+        no_new_privs=False,
+        unit=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("running", "port", "pid"),
+    [
+        (((1, 22), (2, 2222)), None, 1),
+        (((1, 22), (2, 2222)), 2222, 2),
+        (((2, 2222),), None, 2),
+        (((3, 2022, 2223),), 2223, 3),
+        ((), None, None),
+        ((), 22, None),
+    ],
+)
+def test_which_sshd_is_meant(
+    monkeypatch: pytest.MonkeyPatch,
+    running: tuple[tuple[int, ...], ...],
+    port: int | None,
+    pid: int | None,
+) -> None:
+    monkeypatch.setattr(daemon, "running", lambda: [listener(*one) for one in running])
+    chosen = sshd._chosen(port)
+    assert (None if chosen is None else chosen.pid) == pid
+
+
+@pytest.mark.parametrize("port", [None, 22])
+def test_several_of_which_none_is_meant(monkeypatch: pytest.MonkeyPatch, port: int | None) -> None:
+    monkeypatch.setattr(daemon, "running", lambda: [listener(2, 2022, 2023), listener(1, 2021)])
+    with pytest.raises(sshd._UnknownError) as caught:
+        sshd._chosen(port)
+    assert caught.value.found == (
+        "none listens on port 22; these run: port 2021 (process 1, /etc/ssh/1); "
+        "port 2022, 2023 (process 2, /etc/ssh/2)"
+    )
+    assert "--port 2021" in caught.value.remedy
 
 
 def test_an_address_of_which_a_match_is(host: Host) -> None:
@@ -492,6 +551,8 @@ def test_lines_that_let_more_in_than_they_should(host: Host) -> None:
         "warning: lacks permitopen": f'restrict,command="{source} {host.config} luna" {other}',
         "warning: does not list": f"{options} {other}",
         "warning: no line that sshd": "ssh-ed25519",
+        "warning: line that sshd": f"restrict,no-such-option {other}",
+        "warning: cut short": f"{options} {other[:60]}",
         "warning: not as it would be printed": f"{options},no-pty ssh-ed25519 {key}",
     }
     try:
@@ -514,10 +575,12 @@ def test_lines_that_let_more_in_than_they_should(host: Host) -> None:
 
 def test_key_that_runs_for_another_client(host: Host) -> None:
     before = host.keys.read_text()
-    host.write_config("[client.vega]\n")
+    host.write_config(f"[client.vega]\nkeys = ['{public_key(3)}']\n")
     try:
         host.keys.write_text(before.replace(' luna"', ' vega"'))
-        one = host.doctor().amiss("keys")["keys.line"]
+        found = host.doctor().amiss("keys")
+        assert found["keys.client"]["subject"] == "luna"
+        one = found["keys.line"]
         assert (one["level"], "of client luna" in one["found"]) == ("error", True)
         host.do(one["remedy"])
         assert host.doctor().amiss("keys") == {}
@@ -527,15 +590,93 @@ def test_key_that_runs_for_another_client(host: Host) -> None:
 
 
 def test_key_that_has_no_line_yet(host: Host) -> None:
-    host.write_config(f"[client.vega]\nkeys = ['{public_key(3)}']\n")
+    """An error where it is the only one of its client."""
+    host.write_config(f"[client.vega]\nkeys = ['{public_key(3)}', '{public_key(4)}']\n")
     try:
-        one = host.doctor().amiss("keys")["keys.missing"]
-        assert "client vega" in one["found"]
+        found = host.doctor().amiss("keys")
+        assert found.keys() == {"keys.client"}
+        one = found["keys.client"]
+        assert (one["level"], one["subject"]) == ("error", "vega")
         host.do(one["remedy"])
+        assert host.doctor().amiss("keys") == {}
+        lines = host.keys.read_text().splitlines(keepends=True)
+        host.keys.write_text("".join(lines[:-1]))
+        found = host.doctor().amiss("keys")
+        assert found.keys() == {"keys.missing"}
+        assert (found["keys.missing"]["level"], found["keys.missing"]["subject"]) == (
+            "warning",
+            "vega",
+        )
+        host.do(found["keys.missing"]["remedy"])
         assert host.doctor().amiss("keys") == {}
     finally:
         host.write_config()
         host.write_keys()
+
+
+def test_client_without_a_key(host: Host) -> None:
+    host.write_config("[client.vega]\n")
+    try:
+        answer = host.doctor()
+    finally:
+        host.write_config()
+    found = answer.amiss("keys")
+    assert answer.exit == 78
+    assert found.keys() == {"keys.client"}
+    assert found["keys.client"]["remedy"].startswith("list its public key in keys, in ")
+
+
+SLIPS: dict[str, Callable[[str], str]] = {
+    "empty": lambda text: "",
+    "comment": lambda text: f"# {text}",
+    "smart quotes": lambda text: text.replace('command="', "command=\u201c").replace(
+        'luna"', "luna\u201d"
+    ),
+    "wrapped": lambda text: text.replace("/config.toml ", "/config.toml\n"),
+    "wrapped in the key": lambda text: text.replace("AAAAC3", "AAAA\nC3"),
+    "cut": lambda text: text[: text.index("AAAA") + 30] + "\n",
+    "cut by four": lambda text: text[: text.rindex(" luna") - 4] + " luna\n",
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_file_of_keys_by_which_nobody_can_log_in(host: Host, slip: str) -> None:
+    """As sshd sees it, too."""
+    before = host.keys.read_text()
+    try:
+        host.keys.write_text(SLIPS[slip](before))
+        answer = host.doctor()
+        assert answer.exit == 78
+        one = answer.the("keys.client")
+        assert (one["level"], one["subject"]) == ("error", "luna")
+        host.do(one["remedy"])
+        assert host.keys.read_text() == before
+        assert host.doctor().amiss("keys") == {}
+    finally:
+        host.write_keys()
+
+
+def test_keys_are_not_compared_with_a_whitelist_that_is_not_sound(host: Host) -> None:
+    """Nor does any remedy make the file that lets everybody in an empty one."""
+    before = host.keys.read_text()
+    host.config.write_text(host.config.read_text().replace("paths =", "path ="))
+    try:
+        answer = host.doctor()
+        found = answer.amiss("keys")
+        assert answer.exit == 78
+        assert found.keys() == {"keys.clients"}
+        assert found["keys.clients"]["level"] == "unchecked"
+        assert answer.amiss("configuration").keys() == {"configuration.wrong"}
+        host.keys.write_text(f"{before}{public_key(2)}\n")
+        one = host.doctor().amiss("keys")["keys.line"]
+        assert (one["level"], one["found"]) == ("error", "has no forced command")
+        with pytest.raises(subprocess.CalledProcessError):
+            host.do(one["remedy"].rpartition("then run ")[2])
+        assert host.keys.read_text() == f"{before}{public_key(2)}\n"
+    finally:
+        host.write_config()
+        host.write_keys()
+    assert host.doctor().amiss("keys") == {}
 
 
 @pytest.mark.parametrize("fault", ["absent", "of the account", "for all to write", "unreadable"])
@@ -556,6 +697,39 @@ def test_file_of_keys(host: Host, fault: str) -> None:
     finally:
         host.keys.unlink(missing_ok=True)
         host.write_keys()
+
+
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        ("/etc/borg-pull/authorized_keys", "chown root /etc/borg-pull"),
+        ("/srv/keys", "AuthorizedKeysFile stands at "),
+    ],
+)
+def test_what_to_do_about_keys_in_a_directory_of_the_account(
+    monkeypatch: pytest.MonkeyPatch, path: str, remedy: str
+) -> None:
+    """Not to name the file that is named."""
+
+    def refuse(*_: object, **__: object) -> bytes:
+        raise ConfigurationError(f"{os.path.dirname(path)} belongs to uid 999, not to root")
+
+    monkeypatch.setattr(keys, "read_file", refuse)
+    line = ("/etc/ssh/sshd_config", 12, "authorizedkeysfile", path)
+    match = ("/etc/ssh/sshd_config", 11, "match", "User borg-pull")
+    files = daemon.Files(lines=(match, line), paths=("/etc/ssh/sshd_config",), patterns=())
+    asked = sshd.Asked(
+        daemon=None,
+        effective={"authorizedkeysfile": (path,)},
+        remedies=Remedies(files, None, "borg-pull"),
+    )
+    findings = Findings()
+    account = Account(name="borg-pull", uid=999, gid=999)
+    keys.look(findings, account, "/etc/borg-pull/config.toml", {}, asked)
+    (one,) = findings.found
+    assert (one.code, one.level) == ("keys.file", "error")
+    assert one.remedy is not None
+    assert one.remedy.startswith(remedy)
 
 
 @pytest.mark.parametrize(
@@ -790,6 +964,27 @@ def test_disks_that_are_full(host: Host, options: str, level: str) -> None:
     assert host.doctor(prefix=prefix).the("storage.room")["level"] == level
 
 
+def test_home_that_does_not_exist(host: Host) -> None:
+    """Root is not told to become root."""
+    missing = host.root / "hoem"
+    host.config.write_text(host.config.read_text().replace(str(host.home), str(missing)))
+    try:
+        answer = host.doctor("--user", host.account)
+        assert answer.exit == 78
+        for code in ("storage.room", "audit.head"):
+            found = [one for one in answer.report["findings"] if one["code"] == code]
+            one = found[0]
+            assert one["level"] == "unchecked"
+            assert "does not exist" in one["found"]
+            assert one["remedy"].startswith(f"install -d -o {host.account} ")
+        assert "run this as root" not in json.dumps(answer.report)
+        host.do(answer.the("audit.head")["remedy"].partition(", or ")[0])
+        assert host.doctor().amiss("storage", "audit").keys() <= OF_THE_MACHINE
+        missing.rmdir()
+    finally:
+        host.write_config()
+
+
 def test_socket_directory_that_will_be_gone(host: Host) -> None:
     """Until tmpfiles.d is told to make it."""
     owner = f"uid={host.uid},gid={host.gid},mode=0700"
@@ -964,7 +1159,17 @@ def test_the_text_says_all_of_it(host: Host) -> None:
     assert done.returncode == 78
     assert done.stderr == "borg-pull-admin: this host is not ready: 1 error\n"
     lines = done.stdout.splitlines()
-    at = lines.index("  error    PermitTTY: yes; needed: no (the peer gets a terminal)")
-    assert lines[at + 1].startswith("           do: PermitTTY stands at ")
+    at = lines.index("  error     PermitTTY: yes; needed: no (the peer gets a terminal)")
+    assert lines[at + 1].startswith("            do: PermitTTY stands at ")
     assert lines[-1].startswith(f"{host.config}: not ready: ")
     assert "\x1b" not in done.stdout
+
+
+def test_all_levels_stand_in_one_column() -> None:
+    findings = Findings()
+    findings.wrong("error", "keys.a", "subject", "found")
+    findings.wrong("warning", "keys.b", "subject", "found")
+    findings.unchecked("keys.c", "subject", "found")
+    _, *lines, _ = ("".join(text for text, _ in line) for line in _lines("/c", findings))
+    assert {line.index("subject") for line in lines if "subject" in line} == {12}
+    assert lines[-1] == "            do: run this as root"

@@ -74,7 +74,7 @@ def doctor(
 # For people
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "red", "unchecked": "yellow"}
-_INDENT = " " * 11
+_INDENT = " " * 12
 
 
 def _lines(config: str, findings: Findings) -> Iterator[tuple[tuple[str, str], ...]]:
@@ -100,7 +100,7 @@ def _area_lines(area: str, found: Sequence[Finding]) -> Iterator[tuple[tuple[str
         needed = "" if finding.needed is None else f"; needed: {finding.needed}"
         why = "" if finding.why is None else f" ({finding.why})"
         text = f"{finding.subject}: {finding.found}{needed}{why}"
-        yield (f"  {finding.level:<9}", _STYLES[finding.level]), (printable(text), "")
+        yield (f"  {finding.level:<10}", _STYLES[finding.level]), (printable(text), "")
         following = amiss[position + 1].remedy if position + 1 < len(amiss) else None
         if finding.remedy is not None and finding.remedy != following:
             yield ((f"{_INDENT}do: {printable(finding.remedy)}", "bold"),)

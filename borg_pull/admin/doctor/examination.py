@@ -61,7 +61,7 @@ def examination(
 ) -> tuple[Report, Findings]:
     """Everything there is to say about this host. Raises RequestError, ConfigurationError."""
     findings = Findings()
-    settings, clients = _rules(config)
+    settings, clients, is_sound = _rules(config)
     who = _account(settings, user)
     asked = None
     if who is None:
@@ -74,7 +74,7 @@ def examination(
         )
     else:
         asked = sshd.look(findings, who, port, address)
-        keys.look(findings, who, config, clients, asked)
+        keys.look(findings, who, config, clients if is_sound else None, asked)
         effective = None if asked is None else asked.effective
         account.look(findings, who, settings, effective)
     _look_at_configuration(findings, config, user)
@@ -94,8 +94,9 @@ def examination(
     return report, findings
 
 
-def _rules(config: str) -> tuple[Settings, Mapping[str, ClientRules]]:
-    """The settings, and the rules of the clients that are sound; what is not, `check` tells.
+def _rules(config: str) -> tuple[Settings, Mapping[str, ClientRules], bool]:
+    """The settings, the rules of the clients that are sound, and whether all is; what is not,
+    `check` tells.
 
     Raises ConfigurationError when there are no settings.
     """
@@ -105,12 +106,13 @@ def _rules(config: str) -> tuple[Settings, Mapping[str, ClientRules]]:
         if isinstance(error.__cause__, PermissionError):
             raise ConfigurationError(error.message, "run this as root") from error
         raise
-    examined = examine(main, host.client_files(config, host.UNCHECKED).files)
+    found = host.client_files(config, host.UNCHECKED)
+    examined = examine(main, found.files)
     if examined.settings is None:
         raise ConfigurationError(
             f"{config} is wrong", "put that right first; borg-pull-admin check says what it is"
         )
-    return examined.settings, examined.clients
+    return examined.settings, examined.clients, not (examined.faults or found.unusable)
 
 
 def _account(settings: Settings, user: str | None) -> host.Account | None:

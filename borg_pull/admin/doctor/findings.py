@@ -61,7 +61,7 @@ class Findings:
         self._add(level, code, subject, found, needed, why, remedy)
 
     def unchecked(
-        self, code: str, subject: str, found: str, remedy: str = "run this as root"
+        self, code: str, subject: str, found: str, remedy: str | None = "run this as root"
     ) -> None:
         """Note that this could not be looked at."""
         self._add("unchecked", code, subject, found, None, None, remedy)

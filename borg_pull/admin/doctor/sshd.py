@@ -94,7 +94,29 @@ def look(findings: Findings, account: host.Account, port: int | None, address: s
             "sshd.settings", "sshd", "only root can ask sshd what is in force for the account"
         )
         return None
-    running = _chosen(findings, port)
+    try:
+        running = _chosen(port)
+    except _UnknownError as error:
+        findings.wrong(
+            "error",
+            "sshd.daemon",
+            "sshd",
+            error.found,
+            why="what holds for one says nothing of another",
+            remedy=error.remedy,
+        )
+        return None
+    if running is None:
+        findings.wrong(
+            "warning",
+            "sshd.daemon",
+            "sshd",
+            "none runs; looked at is what the next one would do",
+            remedy="systemctl start ssh, unless a socket unit starts one for each connection",
+        )
+    else:
+        ports = ", ".join(map(str, running.ports))
+        findings.ok("sshd.daemon", "sshd", f"runs as process {running.pid}, on port {ports}")
     program = daemon.PROGRAM if running is None else running.program
     options = () if running is None else running.options
     configuration = daemon.CONFIGURATION if running is None else running.configuration
@@ -123,27 +145,31 @@ def look(findings: Findings, account: host.Account, port: int | None, address: s
     return Asked(daemon=running, effective=effective, remedies=remedies)
 
 
-def _chosen(findings: Findings, port: int | None) -> Daemon | None:
-    """The running sshd that is meant; None, and told, when there is none or too many."""
-    found = daemon.running()
+class _UnknownError(Exception):
+    """Some run, and none is the one that is meant."""
+
+    def __init__(self, found: str, remedy: str) -> None:
+        super().__init__(found)
+        self.found = found
+        self.remedy = remedy
+
+
+def _chosen(port: int | None) -> Daemon | None:
+    """The running sshd that is meant; None when none runs. Raises _UnknownError."""
+    found = sorted(daemon.running(), key=lambda one: one.ports)
     wanted = [one for one in found if (22 if port is None else port) in one.ports]
     if port is None and len(found) == 1:
         wanted = found
-    if wanted:
-        chosen = wanted[0]
-        ports = ", ".join(map(str, chosen.ports))
-        findings.ok("sshd.daemon", "sshd", f"runs as process {chosen.pid}, on port {ports}")
-        return chosen
-    others = sorted({number for one in found for number in one.ports})
-    where = "" if port is None else f" on port {port}"
-    if others:
-        text = f"none listens{where or ' on port 22'}, but some do on {', '.join(map(str, others))}"
-        remedy = "name the one that is meant with --port"
-    else:
-        text = f"none runs{where}; looked at is what the next one would do"
-        remedy = "systemctl start ssh, unless a socket unit starts one for each connection"
-    findings.wrong("warning", "sshd.daemon", "sshd", text, remedy=remedy)
-    return None
+    if wanted or not found:
+        return wanted[0] if wanted else None
+    others = "; ".join(
+        f"port {', '.join(map(str, one.ports))} (process {one.pid}, {one.configuration})"
+        for one in found
+    )
+    raise _UnknownError(
+        f"none listens on port {22 if port is None else port}; these run: {others}",
+        f"name the one that is meant with --port {found[0].ports[0]} or the like",
+    )
 
 
 def _look_at_daemon(

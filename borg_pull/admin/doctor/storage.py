@@ -46,20 +46,25 @@ def look(
     }
     devices: set[int] = set()
     for key, path in places.items():
-        _look_at_room(findings, key, path, devices)
+        _look_at_room(findings, account, key, path, devices)
     _look_at_socket_directory(findings, account, settings.runtime.socket_dir.rstrip("/") or "/")
     _look_at_socket_paths(findings, settings.runtime.socket_dir.rstrip("/"), clients)
-    newest = _look_at_log(findings, settings.audit.file)
+    newest = _look_at_log(findings, account, settings.audit.file)
     _look_at_clock(findings, newest)
 
 
-def _look_at_room(findings: Findings, key: str, path: str, devices: set[int]) -> None:
+def _look_at_room(
+    findings: Findings, account: host.Account | None, key: str, path: str, devices: set[int]
+) -> None:
     try:
         device = os.stat(path).st_dev
         status = os.statvfs(path)
+    except FileNotFoundError:
+        findings.unchecked("storage.room", path, "does not exist", _making(account, path, key))
+        return
     except OSError as error:
         findings.unchecked(
-            "storage", "storage.room", path, f"cannot be looked at: {error.strerror}"
+            "storage.room", path, f"cannot be looked at: {error.strerror}", _as_root()
         )
         return
     if device in devices:
@@ -86,6 +91,23 @@ def _look_at_room(findings: Findings, key: str, path: str, devices: set[int]) ->
     )
 
 
+def _making(account: host.Account | None, directory: str, key: str) -> str:
+    """What to do about one that does not exist."""
+    name, group = _owner(account)
+    make = f"install -d -o {name} -g {group} -m 0700 {shlex.quote(directory)}"
+    return f"{make}, or name the one that is meant in {key}"
+
+
+def _owner(account: host.Account | None) -> tuple[str, str]:
+    """The account's name and its group's."""
+    usual = host.USUAL_ACCOUNT
+    return (usual, usual) if account is None else (account.name, account.group)
+
+
+def _as_root() -> str | None:
+    return None if os.geteuid() == 0 else "run this as root"
+
+
 def _look_at_socket_directory(
     findings: Findings, account: host.Account | None, directory: str
 ) -> None:
@@ -97,8 +119,7 @@ def _look_at_socket_directory(
     if _is_made_at_boot(directory):
         findings.ok("storage.sockets", directory, "is made anew at each boot")
         return
-    name = "borg-pull" if account is None else account.name
-    group = "borg-pull" if account is None else account.group
+    name, group = _owner(account)
     line = shlex.quote(f"d {directory} 0700 {name} {group} -")
     findings.wrong(
         "warning",
@@ -160,12 +181,16 @@ def _look_at_socket_paths(findings: Findings, directory: str, clients: Iterable[
     )
 
 
-def _look_at_log(findings: Findings, log: str) -> str | None:
+def _look_at_log(findings: Findings, account: host.Account | None, log: str) -> str | None:
     """Time of the newest record, None when there is none or it cannot be read."""
     verify = shlex.join([program_beside("borg-pull-admin"), "audit", "verify", "--rotated", log])
     if not os.path.lexists(log):
-        if os.access(os.path.dirname(log), os.X_OK):
+        directory = os.path.dirname(log)
+        if os.access(directory, os.X_OK):
             findings.ok("audit.head", log, "has no record yet")
+        elif os.geteuid() == 0:
+            remedy = _making(account, directory, "runtime.home or audit.file")
+            findings.unchecked("audit.head", log, f"{directory} does not exist", remedy)
         else:
             findings.unchecked("audit.head", log, "cannot be seen by this user")
         return None
