@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -140,7 +140,7 @@ def attempt(
         given_up=run.given_up,
         connected=serving.is_connected,
         transcript=run.transcript,
-        ssh_said=source.with_advice(run.ssh_said, greeting),
+        ssh_said=run.ssh_said,
         archive_id=None if archive is None else archive.id,
         lookup_error=lookup_error,
         original_size=original_size,
@@ -149,8 +149,9 @@ def attempt(
         shrink_alarm=task.job.shrink_alarm,
     )
     session = (run.transcript.result or {}).get("session")
+    verdict = outcome.judge(evidence)
     return Attempt(
-        outcome=outcome.judge(evidence),
+        outcome=replace(verdict, error=source.with_advice(verdict.error, greeting)),
         busy=outcome.is_busy(evidence),
         session=session if isinstance(session, str) else None,
         exit=run.exit,

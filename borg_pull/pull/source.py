@@ -146,14 +146,14 @@ def create(greeting: Greeting, source: Source, job: Job, repository: Path, archi
     )
 
 
-def with_advice(said: str, greeting: Greeting) -> str:
-    """What ssh said, and what to do where the original tool stands in its own way."""
-    if greeting.protocol == ORIGINAL and "remote port forwarding failed" in said:
+def with_advice(error: str | None, greeting: Greeting) -> str | None:
+    """What went wrong, and what to do where the original tool stands in its own way."""
+    if greeting.protocol == ORIGINAL and error and "remote port forwarding failed" in error:
         return (
-            f"{said}; the original tool leaves its socket behind: remove it at the source, or set "
+            f"{error}; the original tool leaves its socket behind: remove it at the source, or set "
             "StreamLocalBindUnlink yes in its sshd_config"
         )
-    return said
+    return error
 
 
 def query(greeting: Greeting, source: Source, words: Sequence[str]) -> Request:

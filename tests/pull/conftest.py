@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,13 @@ class BackupServer:
 @pytest.fixture
 def server(make_site: SiteMaker, build: Build, tmp_path: Path) -> Iterator[BackupServer]:
     """A backup server with one source, ``source``, and no job yet."""
-    site = make_site(build)
+    with backup_server(make_site(build), tmp_path) as made:
+        yield made
+
+
+@contextmanager
+def backup_server(site: Site, tmp_path: Path) -> Iterator[BackupServer]:
+    """A backup server with this one source, and no job yet."""
     peer = site.peer()
     # A test's own directory is too deep for a socket in it.
     directory = Path(tempfile.mkdtemp(prefix="bp-", dir="/var/tmp"))

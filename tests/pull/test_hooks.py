@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from borg_pull.pull.ledger import Run
 from borg_pull.pull.pull import Stop
+from tests.harness.builds import FROZEN_14
+from tests.harness.fixtures import SiteMaker
 from tests.harness.wait import until
-from tests.pull.conftest import BackupServer
+from tests.pull.conftest import BackupServer, backup_server
 from tests.pull.test_run import assert_clean, data_of
 
-pytestmark = pytest.mark.builds("frozen")
-
 Script = Callable[[str, str], list[str]]
+
+
+@pytest.fixture
+def server(make_site: SiteMaker, tmp_path: Path) -> Iterator[BackupServer]:
+    """A backup server; which borg it has is all the same to hooks."""
+    with backup_server(make_site(FROZEN_14), tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
