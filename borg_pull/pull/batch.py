@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from borg_pull.errors import BorgPullError, FailedError, InternalError
+from borg_pull.errors import BorgPullError, FailedError, InternalError, printable
 from borg_pull.pull import care, hooks
 from borg_pull.pull.config import Config
 from borg_pull.pull.due import next_event
@@ -354,6 +354,8 @@ class Batch:
             act()
         except BorgPullError as fault:
             verdict, error = "failure", fault.line()
+        except Exception as fault:  # noqa: BLE001 - it must not end the others, nor go unrecorded
+            verdict, error = "failure", printable(f"unexpected {type(fault).__name__}: {fault}")
         duration = round(time.monotonic() - started, 3)
         self._ledger.finish(run, verdict, error=error, duration=duration)
         self._messages.put(

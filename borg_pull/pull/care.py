@@ -7,9 +7,11 @@ final; pruning it, which this host does without that restriction, would make it 
 
 from __future__ import annotations
 
+import configparser
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from borg_pull.errors import ConfigurationError, FailedError, printable
 from borg_pull.pull.config import Retention
@@ -115,8 +117,19 @@ def keep_options(retention: Retention) -> list[str]:
     return options
 
 
-def check(task: Task, archives: Archives, on_line: Callable[[bytes], None] | None = None) -> float:
-    """Verify the repository as the job says; seconds it took. Raises BorgPullError.
+@dataclass(frozen=True)
+class Checked:
+    """A check that found no damage."""
+
+    seconds: float
+    segment: int | None
+    """Where the next slice begins, behind this segment; None when the last one was reached."""
+
+
+def check(
+    task: Task, archives: Archives, on_line: Callable[[bytes], None] | None = None
+) -> Checked:
+    """Verify the repository as the job says. Raises BorgPullError.
 
     With ``max_duration`` borg checks a slice of the repository, and the next one from there on
     (borg check, "partial checks"); that needs ``--repository-only``. Where the source has the key,
@@ -145,7 +158,19 @@ def check(task: Task, archives: Archives, on_line: Callable[[bytes], None] | Non
                 f"borg check found damage in {task.repository.path}: {found}",
                 "do not repair before you have a copy; see borg check --help",
             )
-    return time.monotonic() - started
+    sliced = rules.max_duration is not None
+    segment = _last_segment_checked(task.repository.path) if sliced else None
+    return Checked(time.monotonic() - started, segment)
+
+
+def _last_segment_checked(repository: Path) -> int | None:
+    """Where borg notes that it left off; it takes the note away at the end (its repository.py)."""
+    notes = configparser.ConfigParser(interpolation=None)
+    try:
+        notes.read(repository / "config")
+        return notes.getint("repository", "last_segment_checked", fallback=None)
+    except (configparser.Error, ValueError, OSError) as error:
+        raise RepositoryError(f"cannot read {repository}/config: {error}") from error
 
 
 def _would_prune(listing: str, before: Sequence[Archive]) -> list[Archive]:

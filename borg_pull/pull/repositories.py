@@ -155,8 +155,9 @@ def check(invocation: Invocation, name: str) -> int:
         closing(_ledger(invocation)) as ledger,
         _recorded(invocation, ledger, job, "check"),
     ):
-        seconds = care.check(job, repository, on_line=_pass_on)
-    put(f"{job.repository.path}: no damage found in {seconds:.0f} s\n")
+        found = care.check(job, repository, on_line=_pass_on)
+    how_far = "" if found.segment is None else f", up to segment {found.segment}; to be continued"
+    put(f"{job.repository.path}: no damage found in {found.seconds:.0f} s{how_far}\n")
     return 0
 
 

@@ -6,7 +6,7 @@ afterwards would make that final, or thin out what is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -128,10 +128,10 @@ def test_a_sound_repository_passes_its_check(
     aged()
     server.document["job"]["job"]["check"] = {"verify_data": True}
     task, _ = _task(server)
-    assert care.check(task, _local(server)) > 0
+    assert care.check(task, _local(server)).segment is None
     server.document["job"]["job"]["check"] = {"max_duration": "1h"}
     task, _ = _task(server)
-    assert care.check(task, _local(server)) > 0
+    assert care.check(task, _local(server)).segment is None
 
 
 def test_a_damaged_repository_fails_its_check(
@@ -146,3 +146,66 @@ def test_a_damaged_repository_fails_its_check(
     task, _ = _task(server)
     with pytest.raises(RepositoryError, match="found damage"):
         care.check(task, _local(server))
+
+
+HASTY = """\
+#!{interpreter}
+# borg itself, whose clock in the repository's code runs ahead 0.4 s at each look.
+import itertools, time, types
+import borg.repository
+from borg.archiver import main
+clock = itertools.count(0.0, 0.4)
+ahead = types.SimpleNamespace(**vars(time))
+ahead.monotonic = lambda: next(clock)
+borg.repository.time = ahead
+main()
+"""
+
+
+def _hasty(server: BackupServer) -> None:
+    """Have checks run by a borg for which time flies, so that slices are small."""
+    interpreter = server.site.borg.read_text().splitlines()[0].removeprefix("#!")
+    program = server.directory / "hasty"
+    program.write_text(HASTY.format(interpreter=interpreter))
+    program.chmod(0o755)
+    server.document["repository"]["repository"]["borg"] = str(program)
+
+
+def _slices(server: BackupServer) -> Iterator[int]:
+    """Where each check leaves off, until one has reached the end."""
+    task, _ = _task(server)
+    while (segment := care.check(task, _local(server)).segment) is not None:
+        yield segment
+
+
+def test_slices_go_on_where_the_last_one_left_off_and_cover_the_whole(
+    server: BackupServer, aged: Callable[[], tuple[Repository, list[str]]]
+) -> None:
+    made, _ = aged()
+    segments = sorted(int(path.name) for path in (made.path / "data").glob("*/*"))
+    server.document["job"]["job"]["check"] = {"max_duration": "1s"}
+    _hasty(server)
+    ends = [*_slices(server)]
+    assert ends == sorted(set(ends))
+    assert len(ends) > 2, "it takes several"
+    assert set(ends) < set(segments)
+    assert [*_slices(server)] == ends, "and begins again"
+
+
+def test_damage_is_found_by_the_slice_it_lies_in(
+    server: BackupServer, aged: Callable[[], tuple[Repository, list[str]]]
+) -> None:
+    made, _ = aged()
+    server.document["job"]["job"]["check"] = {"max_duration": "1s"}
+    _hasty(server)
+    sound = [*_slices(server)]
+    late = sorted((made.path / "data").glob("*/*"), key=lambda path: int(path.name))[-8:]
+    damaged = max(late, key=lambda path: path.stat().st_size)
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged.write_bytes(content)
+    before = [segment for segment in sound if segment < int(damaged.name)]
+    slices = _slices(server)
+    assert [next(slices) for _ in before] == before
+    with pytest.raises(RepositoryError, match="found damage"):
+        next(slices)
