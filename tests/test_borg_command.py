@@ -27,7 +27,8 @@ TIME_ZONE = "Asia/Kathmandu"
 RUNTIME = Runtime(socket_wrapper=None, socket_dir="/s", home="/h", borg="/usr/bin/borg")
 WIDE = {
     "trees": ["/"],
-    "allow": ["create", "init", "list", "info", "check", "prune"],
+    "allow": ["create", "init", "list", "info", "check", "prune", "restore"],
+    "restore_to": "/srv/restored",
     "encryption": list(ENCRYPTION_MODES),
     "flags": sorted(restatement.DEFAULT_FLAGS | {"exclude"}),
     "excludes": ["*.forced", "pf:/forced/too"],
@@ -119,9 +120,9 @@ def test_every_option_of_the_table_is_known_to_borg(
         taken += " --repository-only"
     has_value = next(o for o in VERBS[verb].options if o.name == option).check is not None
     word = f"--{option}={SOUND_VALUES.get(option, '5')}" if has_value else f"--{option}"
-    operands = "/r a /home" if verb == "create" else "/r"
+    operands = "/r a /home" if verb in ("create", "restore") else "/r"
     found = parser.parsed(argv_of(f"{verb} {taken} {word} {operands}".encode()))
-    assert found["verb"] == f"do_{verb}"
+    assert found["verb"] == ("do_extract" if verb == "restore" else f"do_{verb}")
 
 
 def every_compression() -> Iterator[str]:

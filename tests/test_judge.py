@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -137,12 +137,34 @@ class TestRepositories:
                 assert not allows(f"list {other}", allow=["list"], repositories=["/r"])
 
     def test_hold_for_every_verb(self) -> None:
-        verbs = ["create", "init", "list", "info", "check", "prune"]
-        table = {"allow": verbs, "repositories": ["/r"], "encryption": ["none"], "paths": ["/h"]}
+        verbs = ["create", "init", "list", "info", "check", "prune", "restore"]
+        table: dict[str, Any] = {"allow": verbs, "repositories": ["/r"], "restore_to": "/s"}
+        table |= {"encryption": ["none"], "paths": ["/h"]}
         tails = {"create": "a /h", "init": "-e none", "prune": "-a x --keep-last 1"}
+        tails |= {"restore": "a /h"}
         for verb in verbs:
             assert allowed(f"{verb} /r {tails.get(verb, '')}", **table).verb == verb
             assert refused(f"{verb} /q {tails.get(verb, '')}", **table).rule == "repositories"
+
+
+class TestRestore:
+    TABLE: ClassVar[dict[str, Any]] = {"allow": ["restore"], "restore_to": "/s"}
+
+    def test_grants_nothing_of_the_source(self) -> None:
+        found = allowed("restore /r a /etc '/home/a b/'", **self.TABLE)
+        assert (found.grants, found.staging) == ((), "/s")
+        assert found.members == ("pp:etc", "pp:home/a b")
+
+    def test_the_root_is_all(self) -> None:
+        assert allowed("restore /r a /etc /", **self.TABLE).members == ()
+
+    def test_needs_the_verb_and_the_directory(self) -> None:
+        assert refused("restore /r a /etc", allow=["restore"]).rule == "restore_to"
+        assert refused("restore /r a /etc", restore_to="/s").rule == "allow"
+
+    def test_no_other_verb_has_them(self) -> None:
+        found = allowed("create /r a /h", paths=["/h"], restore_to="/s")
+        assert (found.members, found.staging) == ((), None)
 
 
 class TestFlags:

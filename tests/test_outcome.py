@@ -36,6 +36,8 @@ def allowed(*paths: str) -> Allowed:
         repository="/r",
         archive="a",
         grants=tuple(Grant(path=path, rule="paths[0]") for path in paths),
+        members=(),
+        staging=None,
         options=(),
         nonce=None,
         json=False,

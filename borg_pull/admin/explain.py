@@ -264,6 +264,8 @@ def _run(
     state = _state(settings, client)
     lock, report = state_places(borg.lock_directory(runtime, client), allowed.repository)
     source = _passphrase_source(rules)
+    # Whatever is unpacked belongs to the account, so it can be read without.
+    without = {"capability": False} if allowed.staging is not None else {}
     at_run_time = {
         **borg.state_environment(state),
         "BORG_PULL_SESSION_PROCESSES": "sshd's processes of the session",
@@ -286,7 +288,7 @@ def _run(
         argv=list(command.argv),
         environment=command.environment,
         environment_at_run_time=at_run_time,
-        confinement=_confinement(program, settings),
+        confinement=_confinement(program, settings) | without,
         file_access=_file_access(allowed, client, settings, state),
         socket=borg.socket_path(runtime.socket_dir, client, allowed.nonce),
         state_directory=state,
@@ -334,10 +336,13 @@ def _state(settings: Settings, client: str) -> str:
 def _file_access(allowed: Allowed, client: str, settings: Settings, state: str) -> dict[str, str]:
     if confine.planned(settings.confine.landlock).landlock is None:
         return {}
-    rules = confine.allowances(allowed, client, settings, state)
+    allowances = confine.allowances(allowed, client, settings, state)
     # The first rule for a path is the widest for it: what is granted comes before what is listed.
-    present = [rule for rule in rules if os.path.lexists(rule.path)]
-    return {rule.path: rule.access for rule in reversed(present)}
+    present = [rule for rule in allowances if os.path.lexists(rule.path)]
+    access = {rule.path: rule.access for rule in reversed(present)}
+    if allowed.staging is not None and "--dry-run" not in allowed.options:
+        access[f"{allowed.staging.rstrip('/')}/(a new directory)"] = "unpack"
+    return access
 
 
 # For people

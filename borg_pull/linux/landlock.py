@@ -15,6 +15,12 @@ _EXECUTE = 1 << 0
 _WRITE_FILE = 1 << 1
 _READ_FILE = 1 << 2
 _READ_DIR = 1 << 3
+_REMOVE_DIR = 1 << 4
+_REMOVE_FILE = 1 << 5
+_MAKE_DIR = 1 << 7
+_MAKE_REG = 1 << 8
+_MAKE_FIFO = 1 << 10
+_MAKE_SYM = 1 << 12
 _REFER = 1 << 13
 _TRUNCATE = 1 << 14
 _IOCTL_DEV = 1 << 15
@@ -37,6 +43,20 @@ LIST = _READ_DIR
 READ = _READ_FILE | _READ_DIR
 READ_AND_EXECUTE = READ | _EXECUTE
 READ_AND_WRITE_FILE = _READ_FILE | _WRITE_FILE
+# To list, read, make, write and remove directories, files, links and FIFOs, and move them about:
+# what unpacking takes. Not to execute, nor to make sockets and devices.
+UNPACK = (
+    READ
+    | _WRITE_FILE
+    | _TRUNCATE
+    | _REFER
+    | _REMOVE_DIR
+    | _REMOVE_FILE
+    | _MAKE_DIR
+    | _MAKE_REG
+    | _MAKE_FIFO
+    | _MAKE_SYM
+)
 EVERYTHING = (1 << 16) - 1
 
 # What a rule for something that is not a directory may hold.

@@ -57,6 +57,7 @@ def command(
     if allowed.archive is not None:
         location = f"{location}::{allowed.archive}"
     paths = tuple(grant.path for grant in allowed.grants)
+    verb = "extract" if allowed.verb == "restore" else allowed.verb
     environment = base_environment()
     environment.update(
         BORG_RSH=_shell_word(socket_wrapper),
@@ -70,7 +71,15 @@ def command(
         digest = sha256("\0".join(sorted(paths)).encode("utf-8", "surrogateescape"))
         environment["BORG_FILES_CACHE_SUFFIX"] = digest.hexdigest()[:16]
     return BorgCommand(
-        argv=(runtime.borg, allowed.verb, *allowed.options, "--", location, *paths),
+        argv=(
+            runtime.borg,
+            verb,
+            *allowed.options,
+            "--",
+            location,
+            *paths,
+            *allowed.members,
+        ),
         environment=environment,
     )
 

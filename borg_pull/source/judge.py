@@ -39,6 +39,10 @@ class Allowed(Record):
     archive: str | None
     """Name with its placeholders expanded."""
     grants: tuple[Grant, ...]
+    members: tuple[str, ...]
+    """What `restore` takes out of the archive, as borg's patterns; empty for all of it."""
+    staging: str | None
+    """The directory in which `restore` makes its own; None for every other verb."""
     options: tuple[str, ...]
     """Arguments for borg behind the verb, operands excluded, each one word."""
     nonce: str | None
@@ -79,7 +83,7 @@ def judge(request: Request, client: str, rules: ClientRules, context: Context) -
     if refused is not None:
         return refused
     grants: list[Grant] = []
-    for path in request.paths:
+    for path in () if request.verb == "restore" else request.paths:
         rule = _granting_rule(path, rules)
         if rule is None:
             return Refused(
@@ -98,12 +102,21 @@ def judge(request: Request, client: str, rules: ClientRules, context: Context) -
         repository=repository,
         archive=archive,
         grants=tuple(grants),
+        members=_members(request) if request.verb == "restore" else (),
+        staging=rules.restore_to if request.verb == "restore" else None,
         options=_borg_options(request, rules),
         nonce=request.value("socket"),
         json=request.has("json"),
         log_json=request.has("log-json"),
         rule=f"allow[{rules.allow.index(request.verb)}]",
     )
+
+
+def _members(request: Request) -> tuple[str, ...]:
+    """Archives hold paths without the leading slash; a prefix stands for itself and all below."""
+    if "/" in request.paths:
+        return ()
+    return tuple(f"pp:{path.strip('/')}" for path in request.paths)
 
 
 def expand(name: str, context: Context) -> str:
@@ -237,6 +250,16 @@ def _list_refused(request: Request, _client: str, _rules: ClientRules) -> Refuse
     return None
 
 
+def _restore_refused(_request: Request, client: str, rules: ClientRules) -> Refused | None:
+    if rules.restore_to is None:
+        return Refused(
+            reason=f"client {client} has no directory to restore to",
+            hint=f"it would have to stand in client.{client}.restore_to",
+            rule="restore_to",
+        )
+    return None
+
+
 def _nothing_more(_request: Request, _client: str, _rules: ClientRules) -> Refused | None:
     return None
 
@@ -247,6 +270,7 @@ _VERB_RULES = {
     "prune": _prune_refused,
     "check": _check_refused,
     "list": _list_refused,
+    "restore": _restore_refused,
 }
 
 # Query verbs answer with one JSON object, asked for or not.

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from borg_pull.source.judge import Allowed
     from borg_pull.source.outcome import Finding
     from borg_pull.source.session import Ending
+    from borg_pull.source.staging import Staging
     from borg_pull.source.whitelist import ClientRules, Settings, Whitelist
 
 PROGRAM = "borg-pull-source"
@@ -152,6 +153,7 @@ def _run_borg(request: Request, admitted: Admitted) -> int:
     locks = borg.lock_directory(runtime, client)
     held = state.claim(locks, allowed.repository)
     run: session.Run | None = None
+    stage: Staging | None = None
     is_settled = False
     try:
         admitted.place.tell(allowed.verb, held.report_path)
@@ -169,9 +171,13 @@ def _run_borg(request: Request, admitted: Admitted) -> int:
         command.environment.update(_wrap_environment(forwarded, held))
         confinement = confine.planned(settings.confine.landlock)
         rules_of_kernel = confine.allowances(allowed, client, settings, own)
+        if allowed.staging is not None:
+            confinement = confinement.without_capability()
         fence = confine.ruleset(confinement, roots, rules_of_kernel, forwarded.evidence)
         check_endings(admitted.watch)
-        _record_start(trail, command, allowed, confinement)
+        if allowed.staging is not None:
+            stage = _stage(allowed.staging, request, admitted, fence)
+        _record_start(trail, command, allowed, confinement, _of_restore(request, stage))
         run = session.start(
             command,
             confinement,
@@ -179,6 +185,7 @@ def _run_borg(request: Request, admitted: Admitted) -> int:
             passphrase=secret,
             keep_stdout=allowed.json and allowed.verb == "create",
             watch=admitted.watch,
+            directory=None if stage is None else stage.descriptor,
         )
         from borg_pull.source.outcome import finding  # while borg starts, not before
 
@@ -199,7 +206,9 @@ def _run_borg(request: Request, admitted: Admitted) -> int:
     finally:
         # With no end on record, the note stays for the next run to record it.
         state.release(held, ended=is_settled and not trail.is_started)
-    _tell(found, ending, allowed, trail)
+        if stage is not None and stage.remove_if_empty():
+            stage = None
+    _tell(found, ending, allowed, trail, stage)
     return found.exit
 
 
@@ -434,6 +443,7 @@ def _record_start(
     command: borg.BorgCommand,
     allowed: Allowed,
     confinement: confine.Confinement,
+    more: Mapping[str, JSONValue] | None,
 ) -> None:
     trail.start(
         command.argv,
@@ -441,7 +451,37 @@ def _record_start(
         allowed.archive,
         [grant.path for grant in allowed.grants],
         confinement.as_fields(),
+        more,
     )
+
+
+def _stage(
+    directory: str, request: Request, admitted: Admitted, fence: landlock.Ruleset | None
+) -> Staging | None:
+    """Where a restore goes, allowed to it and nothing else; None for a dry run."""
+    from borg_pull.source import staging
+
+    if fence is None:
+        raise SystemRefusedError(
+            "a restore runs only where the kernel confines it, and Landlock is not in force",
+            "see confine.landlock in the configuration",
+        )
+    if request.has("dry-run"):
+        os.close(staging.open_parent(directory))
+        return None
+    made = staging.make(directory, f"{admitted.invocation.client}-{admitted.trail.session}")
+    fence.allow(made.descriptor, landlock.UNPACK)
+    return made
+
+
+def _of_restore(request: Request, stage: Staging | None) -> Mapping[str, JSONValue] | None:
+    """What the record of a restore has beyond that of other runs."""
+    if request.verb != "restore":
+        return None
+    return {
+        "members": list(request.paths),
+        "directory": None if stage is None else stage.path,
+    }
 
 
 def _record_end(
@@ -491,25 +531,29 @@ def _archive_stats(stdout: bytes | None) -> dict[str, int | str] | None:
     return {"id": identifier, **stats}
 
 
-def _tell(found: Finding, ending: Ending, allowed: Allowed, trail: Trail) -> None:
+def _tell(
+    found: Finding, ending: Ending, allowed: Allowed, trail: Trail, stage: Staging | None
+) -> None:
     """Our own words behind borg's, and the exact code for whoever reads JSON lines."""
     if ending.cause == "the connection closed":
         return
     if found.message is not None:
         _say(printable(found.message))
+    if stage is not None:
+        _say(printable(f"what was restored is in {stage.path}"))
     if allowed.log_json:
-        line = encode(
-            {
-                "type": "borg_pull_result",
-                "session": trail.session,
-                "result": found.result,
-                "exit": found.exit,
-                "borg_code": ending.borg_code,
-                "signal": ending.signal,
-                "error": found.error,
-            }
-        )
-        _write(2, line)
+        result: dict[str, JSONValue] = {
+            "type": "borg_pull_result",
+            "session": trail.session,
+            "result": found.result,
+            "exit": found.exit,
+            "borg_code": ending.borg_code,
+            "signal": ending.signal,
+            "error": found.error,
+        }
+        if allowed.staging is not None:
+            result["directory"] = None if stage is None else stage.path
+        _write(2, encode(result))
 
 
 def _answer_hello(admitted: Admitted) -> int:

@@ -65,7 +65,7 @@ class Request(Record):
     archive: str | None
     """Archive name, possibly with placeholders."""
     paths: tuple[str, ...]
-    """Absolute source paths."""
+    """Absolute paths of the source; of `restore`, those in the archive, given the same way."""
     options: tuple[tuple[str, str | None], ...]
     """(long name, value) in the order given; the value of a switch is None."""
 
@@ -405,6 +405,19 @@ VERBS: dict[str, Verb] = {
                 _switch("dry-run", "n"),
                 _switch("list"),
                 _switch("stats", "s"),
+                _PROGRESS,
+                _LOG_JSON,
+                _SOCKET,
+            ),
+        ),
+        Verb(
+            name="restore",
+            operands="REPO_PATH ARCHIVE_NAME PATH...",
+            least=3,
+            most=None,
+            options=(
+                _switch("dry-run", "n"),
+                _switch("list"),
                 _PROGRESS,
                 _LOG_JSON,
                 _SOCKET,

@@ -201,10 +201,12 @@ def start(
     passphrase: bytes | None,
     keep_stdout: bool,
     watch: int,
+    directory: int | None = None,
 ) -> Run:
     """Fork and become borg in the child; the parent gives its own capability up.
 
-    ``keep_stdout`` has standard output pass through us; ``watch`` is where signals are noted.
+    ``keep_stdout`` has standard output pass through us; ``watch`` is where signals are noted;
+    ``directory`` a descriptor of where borg is started, else that is where we are.
     Raises SystemRefusedError when the system refuses any step, the exec included: then nothing ran.
     """
     started = time.monotonic()
@@ -231,6 +233,7 @@ def start(
             streams,
             secret,
             fault_writer,
+            directory,
         )
     capabilities.drop_all()
     for (_, writer), _target in pipes:
@@ -257,10 +260,13 @@ def _become(
     streams: dict[int, int],
     secret: int | None,
     fault_writer: int,
+    directory: int | None,
 ) -> None:
     """Replace the forked process by borg; tells a fault through the pipe and never returns."""
     try:
         os.setsid()
+        if directory is not None:
+            os.fchdir(directory)
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         os.dup2(null, 0)
         for target, writer in streams.items():

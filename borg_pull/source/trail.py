@@ -106,6 +106,7 @@ class Trail:
         archive: str | None,
         paths: Sequence[str],
         confinement: Mapping[str, JSONValue],
+        more: Mapping[str, JSONValue] | None = None,
     ) -> None:
         """Record that borg is about to run. Raises AuditError; then it must not."""
         self._log.append(
@@ -118,6 +119,7 @@ class Trail:
                 "archive": archive,
                 "paths": list(paths),
                 "confinement": dict(confinement),
+                **(more or {}),
             },
         )
         self.is_started = True

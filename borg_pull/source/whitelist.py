@@ -109,6 +109,7 @@ class ClientRules(Record):
     passphrase_file: str | None
     passcommand: str | None
     passphrase_stdin: bool
+    restore_to: str | None
     allow_unknown_repository: bool
     allow_relocated_repository: bool
     refuse_empty: bool
@@ -541,6 +542,16 @@ CLIENT_KEYS = (
         default_text="`false`",
         doc="Take the passphrase from the first line of standard input, so that no secret rests "
         "on the source.",
+    ),
+    Key(
+        name="restore_to",
+        kind="absolute path",
+        faults=_absolute_path,
+        default=None,
+        default_text="none",
+        doc="Directory in which the verb `restore` makes a new one for each run, to unpack files "
+        "into. Owned by the account, mode 0700. Without it, and without `restore` in `allow`, "
+        "nothing is restored here.",
     ),
     Key(
         name="allow_unknown_repository",

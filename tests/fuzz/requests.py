@@ -23,7 +23,8 @@ CLIENT = "luna"
 TABLES: tuple[dict[str, Any], ...] = (
     {
         "trees": ["/"],
-        "allow": ["create", "init", "list", "info", "check", "prune"],
+        "allow": ["create", "init", "list", "info", "check", "prune", "restore"],
+        "restore_to": "/srv/restored",
         "encryption": list(ENCRYPTION_MODES),
         "flags": sorted(restatement.DEFAULT_FLAGS | {"exclude"}),
         "excludes": ["*.forced", "pf:/forced/too"],
@@ -32,7 +33,7 @@ TABLES: tuple[dict[str, Any], ...] = (
         "paths": ["/var/www", "/home/a b", "/home/", "/"],
         "trees": ["/srv/data"],
         "repositories": ["/srv/repo"],
-        "allow": ["create", "list", "prune"],
+        "allow": ["create", "list", "prune", "restore"],
     },
     {
         "paths": ["/home"],
@@ -180,7 +181,7 @@ def _add_what_fits(request: list[str], random: Random) -> None:
         return
     options = (*words.OPTIONS_OF[verb], *words.SWITCHES_OF[verb])
     name = random.choice(options or words.SWITCHES)
-    if verb == "create" and random.random() < 0.3:
+    if verb in ("create", "restore") and random.random() < 0.3:
         request.append(random.choice(PATHS[:7]))
     elif name in words.VALUES:
         place = request.index(verb) + 1

@@ -32,6 +32,8 @@ ALLOWED = Allowed(
     repository="/r",
     archive="a",
     grants=tuple(Grant(path=path, rule="trees[0]") for path in PATHS),
+    members=(),
+    staging=None,
     options=(),
     nonce=None,
     json=True,

@@ -1,8 +1,9 @@
 """An archive of items that no honest borg would put into one, made with borg 1.2's own library.
 
 Run by the interpreter that has it: ``made_archive.py REPOSITORY ARCHIVE < ITEMS``. Items are a JSON
-array of objects: path, and one of content (text), target (of a symbolic link), or neither (a
-directory); mode for permissions. Paths are stored as they stand.
+array of objects: path, and one of content (text), target (of a symbolic link), same_as (path of the
+file that this is a hard link to), or none (a directory); mode for permissions. Paths are stored as
+they stand.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ def _main() -> None:
                     item.mode = stat.S_IFREG | wanted.get("mode", 0o644)
                     item.chunks = [cache.add_chunk(key.id_hash(content), content, archive.stats)]
                     item.size = len(content)
+                elif "same_as" in wanted:
+                    item.mode = stat.S_IFREG | 0o644
+                    item.source = wanted["same_as"]
                 elif "target" in wanted:
                     item.mode = stat.S_IFLNK | 0o777
                     item.source = wanted["target"]

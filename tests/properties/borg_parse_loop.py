@@ -104,7 +104,7 @@ def options() -> dict[str, list[str]]:
 @functools.cache
 def bare(verb: str) -> dict[str, Any]:
     """What borg makes of the verb without any option."""
-    location = "ssh://h/r::a" if verb == "create" else "ssh://h/r"
+    location = "ssh://h/r::a" if verb in ("create", "extract") else "ssh://h/r"
     options = ["--encryption=none"] if verb == "init" else []
     return parsed([verb, *options, "--", location, *(["/"] if verb == "create" else [])])
 

@@ -31,6 +31,7 @@ SWITCHES = {
     "info": {"json", "log-json"},
     "check": {"repository-only", "archives-only", "verify-data", "progress", "log-json"},
     "prune": {"dry-run", "list", "stats", "progress", "log-json"},
+    "restore": {"dry-run", "list", "progress", "log-json"},
     "hello": set[str](),
 }
 COUNT = r"0*[1-9][0-9]{0,5}|0*1000000"
@@ -54,9 +55,19 @@ VALUES = {
         "keep-within": r"(?:0*[1-9][0-9]{0,4}|0*100000)[Hdwmy]",
         **dict.fromkeys(KEEP, COUNT),
     },
+    "restore": {},
     "hello": {},
 }
-OPERANDS = {"create": 3, "init": 1, "list": 1, "info": 1, "check": 1, "prune": 1, "hello": 0}
+OPERANDS = {
+    "create": 3,
+    "init": 1,
+    "list": 1,
+    "info": 1,
+    "check": 1,
+    "prune": 1,
+    "restore": 3,
+    "hello": 0,
+}
 DIRECTIVES = "YmdHMSjyIpaAbBUWVGuwzZFTRs%"
 DEFAULT_FLAGS = {
     "compression", "progress", "one-file-system", "comment", "json", "log-json", "stats", "dry-run",
@@ -121,7 +132,7 @@ def asked(command: bytes) -> Asked:
 def check_syntax(request: Asked) -> None:
     """That the request keeps to the grammar of its verb."""
     least = OPERANDS[request.verb]
-    most = {"create": 10**6, "info": 2}.get(request.verb, least)
+    most = {"create": 10**6, "restore": 10**6, "info": 2}.get(request.verb, least)
     assert least <= len(request.operands) <= most
     for name, value in request.options:
         assert value is None or not value.startswith("-")
@@ -176,7 +187,12 @@ def check_verdict(
     repository = request.operands[0]
     if table.get("repositories"):
         assert PurePosixPath(repository) in map(PurePosixPath, table["repositories"])
-    assert grants == request.operands[2:]
+    if request.verb == "restore":
+        # What is asked for is in the archive; of this host nothing is granted.
+        assert grants == []
+        assert table.get("restore_to") is not None
+    else:
+        assert grants == request.operands[2:]
     for path in grants:
         below = (
             tree for tree in table.get("trees", []) if PurePosixPath(path).is_relative_to(tree)
@@ -217,7 +233,16 @@ def check_command(
     if request.verb in ("list", "info") and "--json" not in wanted:
         wanted.append("--json")
     location = f"ssh://{client}{request.operands[0]}" + ("" if archive is None else f"::{archive}")
-    assert list(argv[1:]) == [request.verb, *wanted, "--", location, *request.operands[2:]]
+    verb, paths = request.verb, request.operands[2:]
+    if verb == "restore":
+        verb, paths = "extract", members(paths)
+    assert list(argv[1:]) == [verb, *wanted, "--", location, *paths]
+
+
+def members(paths: list[str]) -> list[str]:
+    """What borg is to take out of an archive for ``paths`` of the source: all when one is all."""
+    relative = [str(PurePosixPath(path).relative_to("/")) for path in paths]
+    return [] if "." in relative else [f"pp:{path}" for path in relative]
 
 
 def check_archive(archive: str) -> None:

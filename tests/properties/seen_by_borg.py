@@ -39,11 +39,11 @@ def check(
     in ``table`` add. Raises SeenDifferentlyError, and BorgParserError when borg refuses it."""
     found = parser.parsed(argv)
     values = found["values"]
-    if asked.verb != "create":
+    if asked.verb not in ("create", "restore"):
         # The parsers of the other verbs have no paths, or paths of another meaning.
         values.setdefault("paths", [])
     wanted = {
-        "verb": f"do_{asked.verb}",
+        "verb": "do_extract" if asked.verb == "restore" else f"do_{asked.verb}",
         "values": expected_values(asked, client, table.get("excludes", ()), archive),
     }
     if found != wanted:
@@ -71,6 +71,8 @@ def expected_values(
     if asked.verb in ("list", "info"):
         values["json"] = True
     values["paths"] = asked.operands[2:]
+    if asked.verb == "restore":
+        values["paths"] = restatement.members(asked.operands[2:])
     values["location"] = {
         "proto": "ssh",
         "user": None,

@@ -64,9 +64,9 @@ def requests(draw: st.DrawFn) -> bytes:
     parts: list[list[str]] = [[verb]]
     if verb != "hello":
         parts.append([draw(_value(REPOSITORIES, 3, sound))])
-    if verb == "create" or (verb == "info" and draw(st.booleans())):
+    if verb in ("create", "restore") or (verb == "info" and draw(st.booleans())):
         parts.append([draw(_value(ARCHIVES, 5, sound))])
-    if verb == "create":
+    if verb in ("create", "restore"):
         paths = st.lists(_value(PATHS, 7, sound), min_size=1, max_size=3, unique=sound)
         parts += [[path] for path in draw(paths)]
     for option in draw(_options(verb, sound)):
@@ -127,7 +127,7 @@ def client_tables() -> st.SearchStrategy[dict[str, Any]]:
     sound = {
         "paths": some(("/", "/home", "/home/", "/home/a b", "/srv/data", "/home/ü")),
         "trees": some(("/", "/home", "/srv/data", "/etc")),
-        "allow": some(("create", "create", "list", "info", "check", "prune")).map(
+        "allow": some(("create", "create", "list", "info", "check", "prune", "restore")).map(
             lambda names: sorted({*names, "create"})
         ),
         "compressions": st.sampled_from(([], ["zstd"], ["zstd,3", "lz4"], ["auto,zstd,3"])),
@@ -150,6 +150,7 @@ def client_tables() -> st.SearchStrategy[dict[str, Any]]:
             )
         ),
         "encryption": st.sampled_from((["none"], ["repokey", "keyfile-blake2"])),
+        "restore_to": st.sampled_from(("/", "/srv/restored/")),
     }
     return st.fixed_dictionaries({}, optional=sound)
 

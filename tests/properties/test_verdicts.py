@@ -24,7 +24,8 @@ def verdict(command: bytes, client: str, table: dict[str, Any]) -> Allowed | Ref
 
 WIDE: dict[str, Any] = {
     "trees": ["/"],
-    "allow": ["create", "init", "list", "info", "check", "prune"],
+    "allow": ["create", "init", "list", "info", "check", "prune", "restore"],
+    "restore_to": "/srv/restored",
     "encryption": ["repokey", "none"],
     "flags": sorted(restatement.DEFAULT_FLAGS | {"exclude"}),
 }

@@ -114,7 +114,7 @@ HOSTILE = (
     "`id`", "serve", "delete", "Create", "create\u200b", "--read-special", "--umask=0", "-CC",
     "--socket", "--json=", "−p", "—json",
 )  # fmt: skip
-VERBS = ("create", "create", "create", "init", "list", "info", "check", "prune", "hello")
+VERBS = ("create", "create", "create", "init", "list", "info", "check", "prune", "restore", "hello")
 
 # Four ways to write one word.
 QUOTINGS = (
@@ -133,6 +133,7 @@ OPERANDS_OF = {
     "info": ("REPO", "ARCHIVE"),
     "check": ("REPO",),
     "prune": ("REPO",),
+    "restore": ("REPO", "ARCHIVE", "PATH"),
     "hello": (),
 }
 OPTIONS_OF = {
@@ -142,6 +143,7 @@ OPTIONS_OF = {
     "info": ("--socket",),
     "check": ("--max-duration", "--socket"),
     "prune": ("--keep-within", "--keep-last", "--keep-daily", "-H", "-y", "--socket"),
+    "restore": ("--socket",),
     "hello": ("--socket",),
 }
 SWITCHES_OF = {
@@ -151,5 +153,6 @@ SWITCHES_OF = {
     "info": ("--json", "--log-json"),
     "check": ("-p", "--repository-only", "--archives-only", "--verify-data"),
     "prune": ("-p", "--list", "-s", "-n"),
+    "restore": ("-p", "-n", "--list", "--log-json"),
     "hello": ("--json",),
 }
