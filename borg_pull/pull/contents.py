@@ -23,7 +23,7 @@ from borg_pull.errors import (
 )
 from borg_pull.pull.faults import nearest
 from borg_pull.pull.pull import Task
-from borg_pull.pull.repository import Archive, LocalRepository, is_done
+from borg_pull.pull.repository import Archive, Archives, LocalRepository, is_done
 from borg_pull.values import path_fault
 
 LATEST = "latest"
@@ -70,7 +70,7 @@ def readable_here(task: Task) -> None:
         )
 
 
-def chosen(repository: LocalRepository, glob: str, name: str) -> Archive:
+def chosen(repository: Archives, glob: str, name: str) -> Archive:
     """The archive of that name, or the job's newest for ``latest``. Raises RequestError."""
     if name != LATEST:
         archive = repository.archive(name)

@@ -29,6 +29,7 @@ COMMANDS = {
     "logs": "status:logs",
     "mount": "extract:mount",
     "prune": "repositories:prune",
+    "restore": "restore:restore",
     "run": "run:run",
     "status": "status:status",
     "timers": "timers:timers",

@@ -20,9 +20,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,10 +29,10 @@ import click
 from borg_pull.errors import BusyError, FailedError, RequestError, printable
 from borg_pull.output import put
 from borg_pull.pull import contents
+from borg_pull.pull.by_hand import alone, on_record
 from borg_pull.pull.contents import Item
 from borg_pull.pull.invocation import Invocation, configured
 from borg_pull.pull.ledger import Ledger
-from borg_pull.pull.locks import of_job, of_repository, take
 from borg_pull.pull.places import Places
 from borg_pull.pull.progress import size
 from borg_pull.pull.pull import Attempt, Stop, Task, attempt, hello
@@ -100,7 +98,7 @@ def verify(invocation: Invocation, name: str, *, files: int, as_json: bool) -> i
         last = next(iter(ledger.successes(name, 1)), None)
         if last is None or last.archive is None:
             raise RequestError(f"job {name} has no backup yet", f"run: borg-pull run {name}")
-        with _on_record(ledger, job, places) as (run, log), _alone(job, places):
+        with on_record(ledger, job, places, "verify") as (run, log), alone(job, places):
             found = _verified(job, repository, places, last.archive, files, log)
             ledger.update(run, archive=found.archive, files=found.files, original_size=found.size)
             if found.faults:
@@ -136,34 +134,6 @@ def _as_text(found: Verified) -> str:
         f"{text}: all have passed borg's checksums\n"
         "not compared with the source, whose rules let no single files be asked for (trees do)\n"
     )
-
-
-@contextmanager
-def _on_record(ledger: Ledger, job: Task, places: Places) -> Iterator[tuple[int, BinaryIO]]:
-    """A run in the ledger, with its log; how the body ends is how it does."""
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    path = places.logs / f"{job.name}-verify-{stamp}.log"
-    path.touch(mode=0o600)
-    run = ledger.begin(job.name, job.source_name, job.repository_name, kind="verify", log=str(path))
-    started = time.monotonic()
-    try:
-        with path.open("ab") as log:
-            yield run, log
-    except BaseException as error:
-        text = error.line() if isinstance(error, FailedError | BusyError) else str(error)
-        ledger.finish(run, "failure", error=text, duration=round(time.monotonic() - started, 3))
-        raise
-    ledger.finish(run, "success", duration=round(time.monotonic() - started, 3))
-
-
-@contextmanager
-def _alone(job: Task, places: Places) -> Iterator[None]:
-    """Hold what a pull of the job holds. Raises BusyError."""
-    with ExitStack() as held:
-        for lock in (of_job(job.name), of_repository(job.repository.path)):
-            if not take(held, places.locks, lock):
-                raise BusyError("the job or its repository is in use", "try again later")
-        yield
 
 
 def _verified(

@@ -539,7 +539,7 @@ def _tell(
         return
     if found.message is not None:
         _say(printable(found.message))
-    if stage is not None:
+    if stage is not None and not allowed.log_json:
         _say(printable(f"what was restored is in {stage.path}"))
     if allowed.log_json:
         result: dict[str, JSONValue] = {

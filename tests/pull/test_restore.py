@@ -1,0 +1,123 @@
+"""Files go back to the source: by `borg-pull restore`, from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness.builds import PROJECT
+from tests.pull.conftest import BackupServer
+from tests.pull.test_commands import Command, borg_pull, program
+from tests.pull.test_run import data_of
+from tests.test_docs import commands
+
+__all__ = ["borg_pull", "program"]  # fixtures
+
+
+def test_files_go_back_to_the_source(server: BackupServer, borg_pull: Command) -> None:
+    data = Path(data_of(server))
+    server.site.source.file(data / "deep" / "a b", b"spaced")
+    repository = server.repository(encryption="repokey-blake2")
+    rules = {"paths": [str(data)], "passphrase_stdin": True}
+    server.site.allow(**rules)
+    server.job(paths=[str(data)])
+    borg_pull("run", "job")
+
+    refused = borg_pull("restore", "job", "latest", str(data), code=77)
+    assert 'add "restore" to client.luna.allow' in refused.stderr
+    assert [run.kind for run in server.ledger.runs()] == ["create"]
+
+    staging = server.site.source.tree("staging")
+    server.site.allow(**rules, allow=["create", "restore"], restore_to=str(staging))
+    dry = borg_pull("restore", "job", "latest", f"{data}/deep/a b", "--dry-run")
+    assert "would restore 1 items" in dry.stdout
+    assert os.listdir(staging) == []
+    done = borg_pull("restore", "job", "latest", f"{data}/deep/a b", "--json")
+    told = json.loads(done.stdout)
+    assert (told["items"], told["warnings"]) == (1, [])
+    made = Path(told["directory"])
+    assert made.parent == staging
+    assert Path(f"{made}{data}/deep/a b").read_bytes() == b"spaced"
+    assert f"they are in {staging}/luna-" in borg_pull("restore", "job", "latest", "/").stdout
+    assert not repository.locked()
+    assert borg_pull("restore", "job", "latest", "/no/such", code=1).stderr
+    assert "there is no archive" in borg_pull("restore", "job", "nothing", "/", code=64).stderr
+    borg_pull("restore", "job", "latest", "relative", code=64)
+    run = server.ledger.last("job", kind="restore", outcomes=["success"])
+    assert run is not None
+    assert run.session is not None
+    assert json.loads(borg_pull("status", "--json").stdout)["jobs"][0]["state"] == "ok"
+
+
+def test_a_source_that_alone_has_the_key(server: BackupServer, borg_pull: Command) -> None:
+    data = data_of(server)
+    secret = server.site.source.secret("passphrase", "secret of the source\n")
+    staging = server.site.source.tree("staging")
+    server.site.allow(
+        paths=[data],
+        allow=["create", "init", "list", "restore"],
+        encryption=["repokey"],
+        passphrase_file=str(secret),
+        restore_to=str(staging),
+    )
+    server.repository()
+    path = server.directory / "blind"
+    server.document["repository"]["blind"] = {
+        "path": str(path),
+        "borg": str(server.site.borg),
+        "key_on": "source",
+    }
+    made = server.site.peer().repository("for-the-listener", initialised=False)
+    made.path = path
+    assert server.site.pull(f"init -e repokey {path}", made).exit == 0
+    server.job(paths=[data], repository="blind")
+    borg_pull("run", "job")
+    assert "run borg-pull restore" in borg_pull("verify", "job", code=78).stderr
+    told = json.loads(borg_pull("restore", "job", "latest", f"{data}/file", "--json").stdout)
+    back = Path(f"{told['directory']}{data}/file")
+    assert back.read_bytes() == Path(data, "file").read_bytes()
+
+
+@pytest.mark.needs_root
+@pytest.mark.builds("frozen")
+def test_the_commands_of_the_document(server: BackupServer, borg_pull: Command) -> None:
+    """In their order, with the places of this test for those of the document."""
+    data = Path(data_of(server))
+    server.site.source.file(data / "html" / "index.html", b"<p>")
+    staging = server.site.source.directory / "restored"
+    account = server.site.account
+    server.repository()
+    server.job("www", paths=[str(data)])
+    server.site.allow(trees=[str(data)], allow=["create", "restore"], restore_to=str(staging))
+    borg_pull("run", "www")
+    has_fuse = Path("/usr/bin/fusermount3").exists() or Path("/usr/bin/fusermount").exists()
+    places = {
+        "/var/www": str(data),
+        "/tmp/": f"{server.directory}/out-",
+        "/mnt/www": str(server.directory / "mounted"),
+        "/srv/restored": str(staging),
+        "-o borg-pull -g borg-pull": f"-o {account.uid} -g {account.gid}",
+    }
+    (server.directory / "mounted").mkdir()
+    run = []
+    for command in commands(PROJECT / "docs/restore.md"):
+        text = command.text
+        for shown, here in places.items():
+            text = text.replace(shown, here)
+        words = shlex.split(text)
+        if command.prompt == "source#":
+            subprocess.run(words, check=True)
+            continue
+        assert words[0] == "borg-pull"
+        needs_fuse = words[1] in ("mount", "umount")
+        borg_pull(*words[1:], code=71 if needs_fuse and not has_fuse else 0)
+        run.append(words[1])
+    wanted = {"archives", "browse", "mount", "umount", "extract", "restore", "verify", "status"}
+    assert set(run) == wanted
+    assert (server.directory / "out-www" / f"{data}/html/index.html"[1:]).read_bytes() == b"<p>"
+    assert len(list(staging.iterdir())) == 2
