@@ -626,9 +626,16 @@ def test_logrotate_keeps_the_chain(path: Path, tmp_path: Path, compressed_after:
     assert shipped.count(SHIPPED_LOG + " {") == 1
     configuration = tmp_path / "logrotate.conf"
     configuration.write_text(
-        shipped.replace(SHIPPED_LOG, str(path)).replace("borg-pull borg-pull", f"{account} {group}")
+        shipped.replace(SHIPPED_LOG, str(path))
+        .replace(f"{os.path.dirname(SHIPPED_LOG)} ", f"{path.parent} ")
+        .replace("borg-pull borg-pull", f"{account} {group}")
     )
     configuration.chmod(0o600)
+    # What a client can put in the way, see tests/attacks/test_planted_sockets.py.
+    planted = [tmp_path / f"audit.jsonl.{name}" for name in ("1", "2.gz", "24.gz")]
+    for name in planted:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(name))
     command = [LOGROTATE, "--force", "--state", str(tmp_path / "state"), str(configuration)]
     for _ in range(compressed_after):
         append(path, 5)

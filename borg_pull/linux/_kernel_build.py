@@ -19,6 +19,8 @@ ffibuilder.cdef(
     int bp_forget_signals(void);
     int bp_forbid_core_dumps(void);
     int bp_raise_descriptor_limit(uint64_t wanted);
+    int bp_limit_processes(uint64_t most);
+    int bp_end_children(void);
     int bp_vouches_for_owners(int descriptor);
     int bp_deny_system_calls(void);
 
@@ -45,6 +47,8 @@ ffibuilder.set_source(
     #include <signal.h>
     #include <stddef.h>
     #include <stdint.h>
+    #include <stdio.h>
+    #include <string.h>
     #include <sys/auxv.h>
     #include <sys/ioctl.h>
     #include <sys/prctl.h>
@@ -54,6 +58,8 @@ ffibuilder.set_source(
     #include <sys/syscall.h>
     #include <sys/time.h>
     #include <sys/vfs.h>
+    #include <sys/wait.h>
+    #include <time.h>
     #include <unistd.h>
 
     #define BP_RESOLVE_NO_SYMLINKS RESOLVE_NO_SYMLINKS
@@ -352,6 +358,99 @@ ffibuilder.set_source(
             return 0;
         limit.rlim_cur = limit.rlim_max < wanted ? limit.rlim_max : wanted;
         return setrlimit(RLIMIT_NOFILE, &limit) != 0 ? -errno : 0;
+    }
+
+    static int bp_limit_processes(uint64_t most)
+    {
+        struct rlimit limit;
+        if (getrlimit(RLIMIT_NPROC, &limit) != 0)
+            return -errno;
+        if (limit.rlim_max > most)
+            limit.rlim_max = most;
+        if (limit.rlim_cur > limit.rlim_max)
+            limit.rlim_cur = limit.rlim_max;
+        return setrlimit(RLIMIT_NPROC, &limit) != 0 ? -errno : 0;
+    }
+
+    /* Whether a child of ours lives; the dead wait for us, so that no other has its number. */
+    static int bp_lives(pid_t pid)
+    {
+        char path[32], text[256];
+        snprintf(path, sizeof path, "/proc/%d/stat", pid);
+        int file = open(path, O_RDONLY | O_CLOEXEC);
+        if (file < 0)
+            return 1;
+        ssize_t size = read(file, text, sizeof text - 1);
+        close(file);
+        text[size > 0 ? size : 0] = 0;
+        const char *end = strrchr(text, ')');
+        return end == NULL || (end[1] == ' ' && end[2] != 'Z' && end[2] != 'X');
+    }
+
+    struct bp_children { int living, dead; };
+
+    static void bp_kill_child(pid_t pid, struct bp_children *found)
+    {
+        if (!bp_lives(pid)) {
+            found->dead++;
+            return;
+        }
+        kill(pid, SIGKILL);
+        found->living++;
+    }
+
+    /* Kills each child that /proc names and that lives, and counts; it may miss some that come
+       meanwhile (proc_pid_children(5)). */
+    static int bp_kill_children(int children, struct bp_children *found)
+    {
+        char block[4096];
+        ssize_t size;
+        pid_t pid = 0;
+        found->living = found->dead = 0;
+        if (lseek(children, 0, SEEK_SET) != 0)
+            return -errno;
+        while ((size = read(children, block, sizeof block)) > 0) {
+            for (ssize_t i = 0; i < size; i++) {
+                if (block[i] >= '0' && block[i] <= '9') {
+                    pid = pid * 10 + (block[i] - '0');
+                } else if (pid > 0) {
+                    bp_kill_child(pid, found);
+                    pid = 0;
+                }
+            }
+        }
+        if (size < 0)
+            return -errno;
+        if (pid > 0)
+            bp_kill_child(pid, found);
+        return 0;
+    }
+
+    /* Descendants that fork and end, again and again, are quicker than whoever kills them one by
+       one. But each leaves a dead process behind, which counts until it is reaped: none is before
+       all are dead, so at RLIMIT_NPROC the living cannot fork any more. */
+    static int bp_end_children(void)
+    {
+        static const struct timespec moment = {.tv_nsec = 1000 * 1000};
+        struct bp_children found;
+        int result, is_over = 0;
+        int children = open("/proc/thread-self/children", O_RDONLY | O_CLOEXEC);
+        if (children < 0)
+            return -errno;
+        while ((result = bp_kill_children(children, &found)) == 0 && !is_over) {
+            if (found.living > 0)
+                nanosleep(&moment, NULL);
+            /* And no more than those: who is left may be leaving dead ones all the time. */
+            else
+                for (int reaped = 0; reaped <= found.dead && !is_over; reaped++) {
+                    pid_t pid = waitpid(-1, NULL, WNOHANG);
+                    if (pid == 0)
+                        break;
+                    is_over = pid < 0;
+                }
+        }
+        close(children);
+        return result;
     }
 
     static int bp_vouches_for_owners(int descriptor)

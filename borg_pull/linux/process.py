@@ -10,7 +10,6 @@ import _prctl  # type: ignore[import-not-found, unused-ignore]
 
 from borg_pull.errors import SystemRefusedError
 from borg_pull.linux._kernel import lib
-from borg_pull.linux.signals import SIGKILL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +48,11 @@ def raise_descriptor_limit(wanted: int) -> None:
     _check(lib.bp_raise_descriptor_limit(wanted), "raise the limit of descriptors")
 
 
+def limit_processes(most: int) -> None:
+    """Let the account have no more than ``most`` processes before this one's forks fail."""
+    _check(lib.bp_limit_processes(most), "limit the number of processes")
+
+
 def set_no_new_privileges() -> None:
     """Make exec unable to grant anything more, for this process and all it starts."""
     _prctl_call(_prctl.PR_SET_NO_NEW_PRIVS, 1, "set no_new_privs")
@@ -73,29 +77,13 @@ def become_subreaper() -> None:
     _prctl_call(_prctl.PR_SET_CHILD_SUBREAPER, 1, "become the subreaper")
 
 
-def children() -> list[int]:
-    """Pids of the children of this single-threaded process (CONFIG_PROC_CHILDREN)."""
-    try:
-        descriptor = os.open("/proc/thread-self/children", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SystemRefusedError.because("cannot list child processes", error) from error
-    try:
-        return [int(word) for word in os.read(descriptor, 64 * 1024).split()]
-    finally:
-        os.close(descriptor)
-
-
 def end_descendants() -> None:
-    """Kill what a child that ended left behind; a subreaper is the parent of all of it."""
-    while True:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            for child in children():
-                os.kill(child, SIGKILL)
-            os.waitpid(-1, 0)
+    """Kill what a child that ended left behind; a subreaper is the parent of all of it.
+
+    Of this single-threaded process. Raises SystemRefusedError where the kernel does not list
+    children (CONFIG_PROC_CHILDREN).
+    """
+    _check(lib.bp_end_children(), "list child processes")
 
 
 def is_secure_execution() -> bool:

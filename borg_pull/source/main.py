@@ -62,6 +62,9 @@ _VERSION_TIMEOUT = 60.0  # seconds; borg may have to be read from a slow disk
 _LAST_WORDS = 2  # seconds a slow peer has to make room for what we say
 # Two for each of the most paths a request can name, and then some.
 _DESCRIPTORS = 2048
+# Of the account. More than 1,000 connections at once have; a borg that was taken over and forks on
+# and on leaves the machine the rest of its numbers for processes, of which it has 32,768 at least.
+_PROCESSES = 4096
 
 
 class Invocation(Record):
@@ -226,6 +229,7 @@ def _settle_process() -> int:
     process.forbid_core_dumps()
     process.close_descriptors()
     process.raise_descriptor_limit(_DESCRIPTORS)
+    process.limit_processes(_PROCESSES)
     os.umask(0o027)
     while (descriptor := os.open("/dev/null", os.O_RDWR)) < 3:
         os.set_inheritable(descriptor, True)

@@ -155,9 +155,9 @@ class Run:
         if self._cause is None:
             self._cause = cause
             self._kill_at = time.monotonic() + leave + GRACE
-        if leave:
-            self._ask_at = time.monotonic() + leave
-        else:
+            if leave:
+                self._ask_at = time.monotonic() + leave
+        if not leave:
             self._send(signal_number)
 
     def _keep_deadlines(self) -> None:
