@@ -77,7 +77,7 @@ def _next_run_succeeds(site: Site, repository: Repository, data: Path) -> None:
     # borg takes a lock for stale once its holder's pid is nobody's; a busy init reaps late.
     until(
         lambda: not processes.unreaped(site.account.uid),
-        seconds=20,
+        seconds=60,
         what="the killed processes to be reaped",
     )
     result = site.pull(f"create {repository.path} next {data}", repository)
@@ -273,3 +273,34 @@ def _forced_command(pull: Pull) -> processes.Process:
     assert parent is not None
     assert "borg-pull-source" in parent.command
     return parent
+
+
+CHATTERER = """\
+#!/bin/sh
+trap 'echo asked >> {asked}' TERM
+until [ -e {asked} ]; do
+    echo chatter >&2
+    sleep 0.1
+done
+exit 2
+"""
+
+
+def test_a_borg_that_talks_on_after_the_cut_is_asked_to_end_in_time(site: Site) -> None:
+    """What it goes on to say into the closed connection puts nothing off."""
+    data = site.source.tree()
+    asked = site.source.state("luna") / "asked"
+    borg = site.source.directory / "borg"
+    borg.write_text(CHATTERER.format(asked=asked))
+    borg.chmod(0o755)
+    site.source.write_whitelist({"luna": {"paths": [str(data)]}}, runtime={"borg": str(borg)})
+    peer = site.peer()
+    with peer.listening(site.repository()) as listener:
+        pull = peer.start(f"create /r a {data}", listener)
+        until(
+            lambda: site.source.audit(event="start"), seconds=20, what="the start of the stand-in"
+        )
+        pull.kill(signal.SIGKILL)
+        site.source.assert_nothing_left("luna")
+        pull.wait()
+    assert asked.read_text() == "asked\n"
