@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -116,8 +116,11 @@ def put(text: str | bytes) -> None:
         abandon_output()
 
 
-def abandon_output() -> None:
-    """Have what is still buffered go nowhere, so that it does not fail once more at the end."""
+def abandon_output(stream: TextIO | None = None) -> None:
+    """Have what is still buffered go nowhere, so that it does not fail once more at the end.
+
+    ``stream`` is standard output unless given.
+    """
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
+    os.dup2(null, (stream or sys.stdout).fileno())
     os.close(null)

@@ -5,30 +5,31 @@ One thread an attempt, all decisions and all records in the thread that calls `B
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from borg_pull.errors import BorgPullError, FailedError, InternalError, printable
+from borg_pull.errors import BorgPullError, FailedError, InternalError, SystemRefusedError
 from borg_pull.pull import care, hooks
 from borg_pull.pull.config import Config
 from borg_pull.pull.due import next_event
 from borg_pull.pull.ledger import Ledger, Run
 from borg_pull.pull.locks import of_job, of_repository, take
+from borg_pull.pull.log import Log
 from borg_pull.pull.outcome import ORDER, Outcome, Verdict
 from borg_pull.pull.places import Places
 from borg_pull.pull.pull import (
     USUAL_RUNS,
     Attempt,
     Emit,
-    Stop,
     Task,
     UnreachableError,
     attempt,
@@ -37,14 +38,13 @@ from borg_pull.pull.pull import (
 from borg_pull.pull.repository import Archives, LocalRepository
 from borg_pull.pull.source import ORIGINAL, Greeting, remembered
 from borg_pull.pull.source_repository import SourceRepository
+from borg_pull.pull.stop import Stop
 
 FIRST_PAUSE = 15.0
 LONGEST_PAUSE = 300.0
 LOCK_PAUSE = 1.0
 """Seconds between two looks whether another process has given a repository free."""
 GREETING_DAYS = 1
-_STALE_GREETING_EXITS = (64, 69, 77, 78, 255)
-"""What a source may answer when it is not any more what it said it was."""
 
 
 @dataclass
@@ -79,6 +79,15 @@ class _Done:
         return self.error is None and result is not None and result.outcome.verdict != "failure"
 
 
+@dataclass(frozen=True)
+class _End:
+    """The end of a run that the ledger has not taken yet."""
+
+    run: int
+    outcome: str
+    fields: dict[str, Any]
+
+
 class Batch:
     """One call of ``borg-pull run``."""
 
@@ -106,9 +115,26 @@ class Batch:
         """By job, as far as they have ended."""
         self.skipped: list[str] = []
         """Jobs that still ran in another process."""
+        self.faults: list[BorgPullError] = []
+        """What the ledger, or this host, did not let us do: it may lack some of what was done."""
+        self._unrecorded: list[_End] = []
 
     def run(self, tasks: Iterable[Task]) -> Verdict:
-        """Run them all; the worst verdict."""
+        """Run them all; the worst verdict. Nothing runs any more then, also if it raises."""
+        try:
+            self._run(tasks)
+        except BaseException:
+            # What runs must not go on with nobody to record it.
+            self._stop.set("borg-pull itself has failed")
+            while self._running:
+                message = self._messages.get()
+                if isinstance(message, _Done):
+                    self._abandon(message)
+            raise
+        self._record_the_rest()
+        return max(self.verdicts.values(), key=ORDER.index, default="success")
+
+    def _run(self, tasks: Iterable[Task]) -> None:
         pending = sorted(map(self._pending, tasks), key=lambda one: -one.usual_duration)
         while pending or self._running:
             if self._stop.reason is not None:
@@ -122,7 +148,6 @@ class Batch:
                         pending.append(one)
             if self._running or pending:
                 pending += self._listen(pending)
-        return max(self.verdicts.values(), key=ORDER.index, default="success")
 
     def wake(self) -> None:
         """Have `run` look around; after `Stop.set`, from any thread or signal."""
@@ -164,6 +189,18 @@ class Batch:
     def _start(self, one: _Pending) -> bool:
         """Start an attempt, or end the job; False when it must wait for another process."""
         locks = ExitStack()
+        try:
+            return self._start_with(locks, one)
+        except (BorgPullError, OSError, RuntimeError) as error:
+            # RuntimeError: there is no further thread to be had.
+            if one in self._running:
+                self._running.remove(one)
+            locks.close()
+            self._fail(one, _our_fault(error))
+            self.wake()
+            return True
+
+    def _start_with(self, locks: ExitStack, one: _Pending) -> bool:
         task = one.task
         if not self._locked(locks, of_job(task.name)):
             self._skip(one)
@@ -209,8 +246,8 @@ class Batch:
         task = one.task
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         one.log = self._places.logs / f"{task.name}-{stamp}.log"
-        one.log.touch(mode=0o600)
         one.began = time.monotonic()
+        one.log.touch(mode=0o600)
         one.run = self._ledger.begin(
             task.name, task.source_name, task.repository_name, kind="create", log=str(one.log)
         )
@@ -222,16 +259,18 @@ class Batch:
         """In a thread of its own: one attempt, and whatever comes of it as one message."""
         done = _Done(one, locks, greeting, asked_anew=greeting is None)
         assert one.log is not None
-        with _noted(done), one.log.open("ab") as log:
-            with _noted(done):
-                if one.attempts == 1:
-                    hooks.run(one.task, "before", {"RUN": str(one.run)}, log, self._stop)
-                self._tend(done, earlier, log)
-            if not done.is_to_be_tried_again:
-                self._run_after(done, log)
-        self._messages.put(done)
+        try:
+            with _noted(done), Log(one.log) as log:
+                with _noted(done):
+                    if one.attempts == 1:
+                        hooks.run(one.task, "before", {"RUN": str(one.run)}, log, self._stop)
+                    self._tend(done, earlier, log)
+                if not done.is_to_be_tried_again:
+                    self._run_after(done, log)
+        finally:
+            self._messages.put(done)
 
-    def _tend(self, done: _Done, earlier: list[Run], log: BinaryIO) -> None:
+    def _tend(self, done: _Done, earlier: list[Run], log: Log) -> None:
         """Pull, then what is due of retention and check."""
         one, task = done.pending, done.pending.task
         try:
@@ -244,15 +283,15 @@ class Batch:
             # again that has not even answered.
             can_care = result is not None or _reads_itself(task)
             if can_care and not done.is_to_be_tried_again:
-                archives = self._archives(task, done.greeting, log)
+                archives = self._archives(task, done.greeting, log, self._stop)
                 done.care = self._care(one, archives, after_success=done.is_good)
 
-    def _pull(self, done: _Done, earlier: list[Run], log: BinaryIO) -> None:
+    def _pull(self, done: _Done, earlier: list[Run], log: Log) -> None:
         one, task = done.pending, done.pending.task
         deadline = one.began + task.job.deadline.total_seconds()
         while True:
             greeting = done.greeting or hello(
-                task.source, task.source_name, self._places.known_hosts
+                task.source, task.source_name, self._places.known_hosts, self._stop
             )
             done.greeting = greeting
             with self._alone(task, greeting, deadline):
@@ -270,15 +309,20 @@ class Batch:
                     deadline=deadline,
                 )
             done.attempt = result
-            if done.asked_anew or result.exit not in _STALE_GREETING_EXITS:
+            if done.asked_anew or not result.doubtful:
                 return
             # What was remembered of the source may be out of date.
-            done.greeting, done.asked_anew = None, True
+            done.greeting, done.asked_anew, done.attempt = None, True, None
 
-    def _archives(self, task: Task, greeting: Greeting | None, log: BinaryIO) -> Archives:
-        """The task's repository, by whoever has its key."""
+    def _archives(
+        self, task: Task, greeting: Greeting | None, log: Log, stop: Stop | None = None
+    ) -> Archives:
+        """The task's repository, by whoever has its key.
+
+        ``stop`` ends a borg that runs here; without it one may end its look at a new archive.
+        """
         if _reads_itself(task):
-            return LocalRepository(task.repository, lambda: self._passphrase(task))
+            return LocalRepository(task.repository, lambda: self._passphrase(task), stop)
         return SourceRepository(
             task,
             self._places,
@@ -300,7 +344,7 @@ class Batch:
                     raise UnreachableError(reason)
             yield
 
-    def _run_after(self, done: _Done, log: BinaryIO) -> None:
+    def _run_after(self, done: _Done, log: Log) -> None:
         """The hook behind it all; if that fails, a success is one with a warning."""
         result = done.attempt
         verdicts: list[Verdict] = [
@@ -344,29 +388,22 @@ class Batch:
 
     def _cared(self, one: _Pending, kind: str, act: Callable[[], object]) -> Verdict:
         task = one.task
-        run = self._ledger.begin(
-            task.name, task.source_name, task.repository_name, kind=kind, log=str(one.log)
-        )
         started = time.monotonic()
+        run: int | None = None
         verdict: Verdict = "success"
         error: str | None = None
         try:
+            run = self._ledger.begin(
+                task.name, task.source_name, task.repository_name, kind=kind, log=str(one.log)
+            )
             act()
-        except BorgPullError as fault:
-            verdict, error = "failure", fault.line()
-        except Exception as fault:  # noqa: BLE001 - it must not end the others, nor go unrecorded
-            verdict, error = "failure", printable(f"unexpected {type(fault).__name__}: {fault}")
-        duration = round(time.monotonic() - started, 3)
-        self._ledger.finish(run, verdict, error=error, duration=duration)
-        self._messages.put(
-            {
-                "pending": one,
-                "event": f"{kind}_end",
-                "outcome": verdict,
-                "error": error,
-                "duration": duration,
-            }
-        )
+        except Exception as fault:  # noqa: BLE001 - it is the pull's end that must not be lost
+            verdict, error = "failure", _our_fault(fault).line()
+        fields = {"error": error, "duration": round(time.monotonic() - started, 3)}
+        if run is not None:
+            self._record(_End(run, verdict, fields))
+        event = {"pending": one, "event": f"{kind}_end", "outcome": verdict, **fields}
+        self._messages.put(event)
         return verdict
 
     def _listen(self, pending: list[_Pending]) -> list[_Pending]:
@@ -392,20 +429,31 @@ class Batch:
         one = done.pending
         self._running.remove(one)
         done.locks.close()
-        if done.asked_anew:
-            self._remember(one.task, done.greeting)
         result = done.attempt
-        if done.error is not None or result is None:
+        again: list[_Pending] = []
+        if result is None:
             error = done.error.line() if done.error else "no result"
             self._finish(one, Attempt(Outcome("failure", error, None)))
-            return []
-        if done.is_to_be_tried_again:
+        elif done.is_to_be_tried_again:
             self._pause(one, result)
-            return [one]
-        self._finish(one, result)
-        worst = max((self.verdicts[one.task.name], *done.care), key=ORDER.index)
-        self.verdicts[one.task.name] = worst
-        return []
+            again.append(one)
+        else:
+            self._finish(one, result)
+            if done.error is not None:
+                self.faults.append(done.error)
+            worst = max((self.verdicts[one.task.name], *done.care), key=ORDER.index)
+            self.verdicts[one.task.name] = worst
+        if done.asked_anew:
+            self._remember(one.task, done.greeting)
+        return again
+
+    def _abandon(self, done: _Done) -> None:
+        """End a run on record as far as that still can be done."""
+        self._running.remove(done.pending)
+        done.locks.close()
+        if done.pending.run is not None:
+            error = self._stop.reason
+            self._record(_End(done.pending.run, "failure", {"error": error}))
 
     def _overdue(self, one: _Pending) -> bool:
         """Whether the retry window is over; opens it at the first call."""
@@ -432,23 +480,35 @@ class Batch:
         task = one.task
         self.wake()  # What it was to take, another may now.
         reason = "the job is still running in another borg-pull"
-        run = one.run or self._ledger.begin(
+        one.run = one.run or self._ledger.begin(
             task.name, task.source_name, task.repository_name, kind="create", log=None
         )
-        self._ledger.finish(run, "skipped", error=reason)
+        self._record(_End(one.run, "skipped", {"error": reason}))
         self.skipped.append(task.name)
-        one.run = run
         self._emit(one, {"event": "run_end", "outcome": "skipped", "error": reason})
 
     def _give_up(self, one: _Pending, reason: str) -> None:
         """End a job that never started, or that waited for another try."""
-        if one.run is None:
-            self._begin(one)
+        try:
+            if one.run is None:
+                self._begin(one)
+        except (BorgPullError, OSError) as error:
+            self._fail(one, _our_fault(error))
+            return
         if one.attempts > 0 and one.log is not None:
             done = _Done(one, ExitStack(), None, asked_anew=False, error=FailedError(reason))
-            with _noted(done), one.log.open("ab") as log:
+            with _noted(done), Log(one.log) as log:
                 self._run_after(done, log)
         self._finish(one, Attempt(Outcome("failure", reason, None)))
+
+    def _fail(self, one: _Pending, error: BorgPullError) -> None:
+        """End a job that this host does not let us run."""
+        self.faults.append(error)
+        if one.run is not None:
+            self._finish(one, Attempt(Outcome("failure", error.line(), None)))
+            return
+        self.verdicts[one.task.name] = "failure"
+        self._emit(one, {"event": "run_end", "outcome": "failure", "error": error.line()})
 
     def _finish(self, one: _Pending, result: Attempt) -> None:
         assert one.run is not None
@@ -466,9 +526,24 @@ class Batch:
             "duration": round(time.monotonic() - one.began, 3),
             "error": verdict.error,
         }
-        self._ledger.finish(one.run, verdict.verdict, **fields)
+        self._record(_End(one.run, verdict.verdict, fields))
         self.verdicts[one.task.name] = verdict.verdict
         self._emit(one, {"event": "run_end", "outcome": verdict.verdict, **fields})
+
+    def _record(self, end: _End) -> None:
+        """Have the ledger take the end of a run; one that it does not take is tried again last."""
+        try:
+            self._ledger.finish(end.run, end.outcome, **end.fields)
+        except BorgPullError:
+            self._unrecorded.append(end)
+
+    def _record_the_rest(self) -> None:
+        for end in self._unrecorded:
+            try:
+                self._ledger.finish(end.run, end.outcome, **end.fields)
+            except BorgPullError as error:
+                self.faults.append(error)
+        self._unrecorded = []
 
     def _remembered(self, task: Task) -> Greeting | None:
         text = self._ledger.state(f"greeting:{task.source_name}")
@@ -482,7 +557,9 @@ class Batch:
     def _remember(self, task: Task, greeting: Greeting | None) -> None:
         today = datetime.now(UTC).date().toordinal()
         text = None if greeting is None else f"{today} {greeting.to_json()}"
-        self._ledger.set_state(f"greeting:{task.source_name}", text)
+        # It is asked again when this cannot be kept.
+        with suppress(BorgPullError):
+            self._ledger.set_state(f"greeting:{task.source_name}", text)
 
     def _emit(self, one: _Pending, event: dict[str, Any]) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -507,10 +584,15 @@ def _noted(done: _Done) -> Iterator[None]:
     """Whatever goes wrong within is what goes wrong with the run: it must not end the others."""
     try:
         yield
-    except BorgPullError as error:
-        done.error = error
-    except OSError as error:
-        done.error = UnreachableError(f"{error.filename or 'the system refused'}: {error.strerror}")
-    except Exception as error:  # noqa: BLE001 - one job's fault must not end the others
-        what = f"unexpected {type(error).__name__}: {error}"
-        done.error = InternalError(what, "please report it")
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        done.error = _our_fault(error)
+
+
+def _our_fault(error: Exception) -> BorgPullError:
+    """What to say of an error that no source and no network can have caused, if it is none of
+    ours already."""
+    if isinstance(error, BorgPullError):
+        return error
+    if isinstance(error, OSError):
+        return SystemRefusedError.because(os.fsdecode(error.filename or "a system call"), error)
+    return InternalError(f"unexpected {type(error).__name__}: {error}", "please report it")

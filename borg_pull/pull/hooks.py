@@ -10,11 +10,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from borg_pull.errors import FailedError
-from borg_pull.pull.pull import Stop, Task
+from borg_pull.pull.log import LogFile
+from borg_pull.pull.pull import Task
 from borg_pull.pull.ssh import tied
+from borg_pull.pull.stop import Stop
 
 TERM_SECONDS = 5.0
 """What a hook gets to end by itself once it was asked to."""
@@ -32,7 +34,7 @@ def run(
     task: Task,
     which: Literal["before", "after"],
     facts: Mapping[str, str],
-    log: BinaryIO,
+    log: LogFile,
     stop: Stop,
 ) -> None:
     """Run a hook of the job's, if it has it, with its output in ``log``.
@@ -57,7 +59,7 @@ def _run(
     argv: Sequence[str],
     environment: Mapping[str, str],
     seconds: float,
-    log: BinaryIO,
+    log: LogFile,
     stop: Stop,
     which: str,
 ) -> str | None:
@@ -68,8 +70,8 @@ def _run(
         process = subprocess.Popen(
             tied(argv),
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=log.fileno(),
+            stderr=log.fileno(),
             env=environment,
             cwd="/",
             start_new_session=True,
@@ -123,6 +125,5 @@ def _environment(task: Task, which: str, facts: Mapping[str, str]) -> dict[str, 
     return environment | {f"BORG_PULL_{name}": value for name, value in named.items()}
 
 
-def _note(log: BinaryIO, line: str) -> None:
+def _note(log: LogFile, line: str) -> None:
     log.write(f"borg-pull: {line}\n".encode("utf-8", "backslashreplace"))
-    log.flush()

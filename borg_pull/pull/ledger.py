@@ -3,14 +3,23 @@
 A run is begun in the ledger before anything of it starts, and finished after everything of it has
 ended. One that is found unfinished while the process that began it is gone was interrupted; the
 next start records that (`Ledger.recover`).
+
+What came later is told by the id, not by the time: a clock that went wrong and was set back must
+not leave a run of the future that hides all that follow.
+
+A run is begun only while there is room set aside for its end (`RESERVE_BYTES`): a disk that fills
+up under way costs no outcome.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -18,11 +27,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from borg_pull.errors import SystemRefusedError
+from borg_pull.errors import SHORTAGES, SystemRefusedError
 from borg_pull.linux.process import start_time
 
 BUSY_SECONDS = 30.0
 """How long a writer waits for another one."""
+BUSY_PAUSE = 0.05
+RESERVE_BYTES = 1024 * 1024
+"""Room for the ends of a good many runs, which take some pages of 4 KiB each."""
 
 Kind = Literal["create", "check", "prune", "compact", "verify", "restore"]
 
@@ -54,11 +66,11 @@ MIGRATIONS: tuple[str, ...] = (
         pid INTEGER NOT NULL,
         pid_start INTEGER
     ) STRICT;
-    CREATE INDEX run_of_job ON run (job, kind, started);
-    CREATE INDEX run_by_outcome ON run (job, kind, outcome, started);
+    CREATE INDEX run_of_job ON run (job, kind);
+    CREATE INDEX run_by_outcome ON run (job, kind, outcome);
     CREATE INDEX run_unfinished ON run (id) WHERE outcome IS NULL;
     CREATE INDEX run_by_time ON run (started);
-    CREATE INDEX run_good ON run (job, started)
+    CREATE INDEX run_good ON run (job)
         WHERE kind = 'create' AND outcome IN ('success', 'warning');
     CREATE INDEX run_kept ON run (job, archive_id) WHERE archive_id IS NOT NULL AND gone IS NULL;
     CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -101,10 +113,7 @@ class Run:
 
 # Said, for SQLite would rather take an index that has failures to step over.
 _GOOD = "INDEXED BY run_good"
-_LATEST_GOOD = (
-    "AND kind = 'create' AND outcome IN ('success', 'warning')"
-    " ORDER BY started DESC, id DESC LIMIT ?"
-)
+_LATEST_GOOD = "AND kind = 'create' AND outcome IN ('success', 'warning') ORDER BY id DESC LIMIT ?"
 
 _COLUMNS = tuple(one.name for one in fields(Run))
 _UPDATABLE = frozenset(_COLUMNS) - {"id", "job", "kind", "source", "repository", "started"}
@@ -118,16 +127,21 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._reserve = path.with_suffix(".reserve")
         with self._faults():
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._database = sqlite3.connect(
                 path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
             self._one_at_a_time = threading.Lock()
-            self._database.execute("PRAGMA journal_mode = WAL")
-            # A power cut may not take a finished run back.
-            self._database.execute("PRAGMA synchronous = FULL")
-            self._migrate()
+            try:
+                self._use_wal()
+                # A power cut may not take a finished run back.
+                self._database.execute("PRAGMA synchronous = FULL")
+                self._migrate()
+            except BaseException:
+                self._database.close()
+                raise
 
     def close(self) -> None:
         """Close it."""
@@ -136,7 +150,11 @@ class Ledger:
     def begin(
         self, job: str, source: str, repository: str, *, kind: str = "create", log: str | None
     ) -> int:
-        """A run that is about to start; its id."""
+        """A run that is about to start; its id.
+
+        Raises SystemRefusedError also when there is no room for its end.
+        """
+        self._set_room_aside()
         mine = os.getpid()
         row = self._write(
             "INSERT INTO run (job, kind, source, repository, started, log, pid, pid_start)"
@@ -155,6 +173,7 @@ class Ledger:
         self._write(
             f"UPDATE run SET {assignments} WHERE id = ?",  # noqa: S608 - names from a fixed set
             (*values.values(), run),
+            from_reserve=True,
         )
 
     def finish(self, run: int, outcome: str, **values: Any) -> None:
@@ -170,6 +189,7 @@ class Ledger:
                 "UPDATE run SET outcome = 'interrupted', finished = ?, error = ?"
                 " WHERE id = ? AND outcome IS NULL",
                 (_now(), "borg-pull was killed, or the machine went down", run),
+                from_reserve=True,
             )
         return [found for found in map(self.get, lost) if found is not None]
 
@@ -182,21 +202,18 @@ class Ledger:
     ) -> Run | None:
         """The latest run of a job, of those that ended in one of ``outcomes``."""
         if outcomes is None:
-            found = self._runs(
-                "WHERE job = ? AND kind = ? ORDER BY started DESC, id DESC LIMIT 1", (job, kind)
-            )
+            found = self._runs("WHERE job = ? AND kind = ? ORDER BY id DESC LIMIT 1", (job, kind))
         else:
             # One index look-up an outcome: with `outcome IN` SQLite would sort all of the job's.
             found = [
                 run
                 for outcome in outcomes
                 for run in self._runs(
-                    "WHERE job = ? AND kind = ? AND outcome = ?"
-                    " ORDER BY started DESC, id DESC LIMIT 1",
+                    "WHERE job = ? AND kind = ? AND outcome = ? ORDER BY id DESC LIMIT 1",
                     (job, kind, outcome),
                 )
             ]
-        return max(found, key=lambda run: (run.started, run.id), default=None)
+        return max(found, key=lambda run: run.id, default=None)
 
     def successes(self, job: str, limit: int) -> list[Run]:
         """The latest runs of a job that made an archive, newest first."""
@@ -213,11 +230,11 @@ class Ledger:
         found = self._runs(
             "JOIN json_each(?) AS wanted ON run.id = (SELECT id FROM ("  # noqa: S608 - fixed text
             + " UNION ALL ".join(
-                "SELECT * FROM (SELECT started, id FROM run WHERE job = wanted.value AND kind = ?"  # noqa: S608
-                f"{end} ORDER BY started DESC, id DESC LIMIT 1)"
+                "SELECT * FROM (SELECT id FROM run WHERE job = wanted.value AND kind = ?"  # noqa: S608
+                f"{end} ORDER BY id DESC LIMIT 1)"
                 for end, _values in ends
             )
-            + ") ORDER BY started DESC, id DESC LIMIT 1)",
+            + ") ORDER BY id DESC LIMIT 1)",
             [json.dumps(list(jobs)), *(one for _end, values in ends for one in (kind, *values))],
         )
         return {run.job: run for run in found}
@@ -227,7 +244,7 @@ class Ledger:
         rows = self._rows(
             "SELECT wanted.value, run.original_size FROM json_each(?) AS wanted JOIN run ON run.id"  # noqa: S608 - fixed text
             f" IN (SELECT id FROM run {_GOOD} WHERE job = wanted.value {_LATEST_GOOD})"
-            " ORDER BY run.started DESC, run.id DESC",
+            " ORDER BY run.id DESC",
             (json.dumps(list(jobs)), limit),
         )
         found: dict[str, list[int]] = {}
@@ -301,9 +318,39 @@ class Ledger:
         self._database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         self._database.execute("COMMIT")
 
-    def _write(self, statement: str, values: Sequence[Any]) -> int | None:
+    def _use_wal(self) -> None:
+        """Switch to WAL mode, for which SQLite itself does not wait for others."""
+        give_up_at = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self._database.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or time.monotonic() >= give_up_at:
+                    raise
+                time.sleep(BUSY_PAUSE)
+            else:
+                return
+
+    def _set_room_aside(self) -> None:
+        with self._faults():
+            reserve = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(reserve, 0, RESERVE_BYTES)
+            finally:
+                os.close(reserve)
+
+    def _write(
+        self, statement: str, values: Sequence[Any], *, from_reserve: bool = False
+    ) -> int | None:
         with self._faults(), self._one_at_a_time:
-            return self._database.execute(statement, values).lastrowid
+            try:
+                return self._database.execute(statement, values).lastrowid
+            except sqlite3.OperationalError as error:
+                if not from_reserve or _is_busy(error):
+                    raise
+                with contextlib.suppress(FileNotFoundError):
+                    os.truncate(self._reserve, 0)
+                return self._database.execute(statement, values).lastrowid
 
     def _rows(self, statement: str, values: Sequence[Any]) -> list[Any]:
         with self._faults(), self._one_at_a_time:
@@ -318,9 +365,27 @@ class Ledger:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise SystemRefusedError(
-                f"ledger {self._path}: {error}", "look at its disk, owner and mode"
-            ) from error
+            said = error.strerror if isinstance(error, OSError) else str(error)
+            raise SystemRefusedError(f"ledger {self._path}: {said}", self._hint(error)) from error
+
+    def _hint(self, error: Exception) -> str:
+        if isinstance(error, sqlite3.Error) and _is_busy(error):
+            return "another process keeps it locked"
+        try:
+            disk = os.statvfs(self._path.parent)
+        except OSError:
+            disk = None
+        # SQLite calls some shortages an I/O error; a file system that counts no inodes says 0.
+        if disk is not None and (
+            disk.f_bavail * disk.f_frsize < RESERVE_BYTES or (disk.f_files and not disk.f_favail)
+        ):
+            return SHORTAGES[errno.ENOSPC]
+        return "look at its disk, owner and mode"
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _run(row: Sequence[Any]) -> Run:

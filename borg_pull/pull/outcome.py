@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,9 @@ ORDER: tuple[Verdict, ...] = ("success", "warning", "failure")
 """Best first; a run of several jobs is as bad as its worst, and its exit code is the place here."""
 
 BUSY = 75
+_BY_SIGNAL = 128
+"""Beyond it are a shell's exit codes for a command that a signal has ended."""
+_STALE_GREETING_EXITS = (64, 69, 77, 78, ssh.CONNECTION_FAILED)
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Evidence:
     """Why we ended it, if we did."""
     connected: bool
     """Whether borg at the source reached ``borg serve``."""
+    serve_signal: int | None
+    """What killed ``borg serve``, if anything did that was not us."""
     transcript: Transcript
     ssh_said: str
     archive_id: str | None
@@ -66,14 +72,34 @@ def is_busy(evidence: Evidence) -> bool:
     return evidence.ssh_exit == BUSY and evidence.given_up is None
 
 
+def is_doubtful(evidence: Evidence) -> bool:
+    """Whether the source may not be any more what it once said it was."""
+    return (
+        evidence.ssh_exit in _STALE_GREETING_EXITS
+        and evidence.given_up is None
+        and not evidence.connected
+    )
+
+
 def _failure(evidence: Evidence, result: dict[str, object]) -> str | None:
     last = _last_words(evidence)
     if evidence.given_up is not None:
         return evidence.given_up
+    if evidence.serve_signal is not None and evidence.ssh_exit != 0:
+        return f"borg serve was killed by {_signal_name(evidence.serve_signal)}"
+    if evidence.ssh_exit is not None and evidence.ssh_exit < 0:
+        return f"ssh was killed by {_signal_name(-evidence.ssh_exit)}"
     if evidence.ssh_exit == ssh.CONNECTION_FAILED:
+        if evidence.connected:
+            why = f": {evidence.ssh_said}" if evidence.ssh_said else ""
+            return f"ssh: the connection was lost{why}"
         return f"ssh: {last or 'the connection failed'}"
     if evidence.ssh_exit not in (0, 1):
         said = result.get("error")
+        if said is None and evidence.ssh_exit is not None and evidence.ssh_exit > _BY_SIGNAL:
+            return (
+                f"the source's command was killed by {_signal_name(evidence.ssh_exit - _BY_SIGNAL)}"
+            )
         return (said if isinstance(said, str) else None) or last or f"exit {evidence.ssh_exit}"
     if evidence.lookup_error is not None:
         return f"the archive could not be looked up: {evidence.lookup_error}"
@@ -98,6 +124,13 @@ def _warning(evidence: Evidence, result: dict[str, object]) -> str | None:
     if size is not None and usual and size < usual * evidence.shrink_alarm:
         return f"the archive shrank to {size} bytes; the last ones held {usual}"
     return None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _last_words(evidence: Evidence) -> str | None:

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from borg_pull.errors import printable
+from borg_pull.output import abandon_output
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -37,8 +38,12 @@ class JsonScreen:
     """One JSON object a line on standard output."""
 
     def show(self, event: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(event, separators=(",", ":")) + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(json.dumps(event, separators=(",", ":")) + "\n")
+            sys.stdout.flush()
+        except OSError:
+            # A reader that has gone, or a full disk, must not end what runs.
+            abandon_output()
 
     def __enter__(self) -> Self:
         return self
@@ -74,9 +79,19 @@ class PeopleScreen:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        # A terminal that has gone takes nothing of what was done back.
+        try:
+            self._live.stop()
+        except OSError:
+            abandon_output(sys.stderr)
 
     def show(self, event: dict[str, Any]) -> None:
+        try:
+            self._show(event)
+        except OSError:
+            abandon_output(sys.stderr)
+
+    def _show(self, event: dict[str, Any]) -> None:
         kind, job = event["event"], event["job"]
         if kind == "run_start":
             self._tasks[job] = self._live.add_task("", total=None, name=job, text="connecting")
@@ -93,6 +108,9 @@ class PeopleScreen:
                 self._live.remove_task(self._tasks.pop(job))
             if not self._quiet or event["outcome"] in ("warning", "failure"):
                 self._print(end_line(event), _STYLES.get(event["outcome"], ""))
+        elif event["outcome"] == "failure":  # of what follows a run: prune, check
+            line = f"{job}: {kind.removesuffix('_end')} failed: {event['error']}"
+            self._print(printable(line), _STYLES["failure"])
 
     def _print(self, line: str, style: str) -> None:
         self._console.print(line, style=style, soft_wrap=True)

@@ -16,56 +16,30 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from borg_pull.errors import BorgPullError, ConfigurationError, FailedError, printable
 from borg_pull.pull import outcome, source, ssh
 from borg_pull.pull.config import Job, Repository, Source
 from borg_pull.pull.ledger import Run
+from borg_pull.pull.log import LogFile
 from borg_pull.pull.outcome import Evidence, Outcome
 from borg_pull.pull.places import Places
 from borg_pull.pull.repository import Archive, Archives
 from borg_pull.pull.serve import Serving
 from borg_pull.pull.source import Greeting, Progress, Request, Transcript
+from borg_pull.pull.stop import Stop
 
 HELLO_SECONDS = 60.0
 _STDOUT_LIMIT = 1024 * 1024
+_LONGEST_WAIT = 3600.0
+"""Seconds; poll(2) counts milliseconds in an int."""
 _LINE_LIMIT = 256 * 1024
 _SSH_TERM_SECONDS = 5.0
 _PROGRESS_SECONDS = 0.5
 USUAL_RUNS = 5
 
 Emit = Callable[[dict[str, Any]], None]
-
-
-class Stop:
-    """Tells a run from outside that it is to end, and why; safe from any thread and signal."""
-
-    def __init__(self) -> None:
-        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.reason: str | None = None
-
-    def set(self, reason: str) -> None:
-        """End whatever listens, now and in future; the first reason stays."""
-        if self.reason is None:
-            self.reason = reason
-            os.write(self._writer, b".")
-
-    def fileno(self) -> int:
-        """Readable once it is set, for ever."""
-        return self._reader
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep, but no longer than until it is set; whether it is."""
-        poll = select.poll()
-        poll.register(self._reader, select.POLLIN)
-        poll.poll(max(0.0, seconds) * 1000)
-        return self.reason is not None
-
-    def close(self) -> None:
-        """Give its descriptors back."""
-        os.close(self._reader)
-        os.close(self._writer)
 
 
 @dataclass(frozen=True)
@@ -86,6 +60,8 @@ class Attempt:
 
     outcome: Outcome
     busy: bool = False
+    doubtful: bool = False
+    """Whether it may have failed because the source is not what it once said it was."""
     session: str | None = None
     exit: int | None = None
     archive: str | None = None
@@ -110,7 +86,7 @@ def attempt(
     passphrase: Callable[[], bytes | None],
     earlier: Sequence[Run],
     on_record: Collection[str],
-    log: BinaryIO,
+    log: LogFile,
     emit: Emit,
     stop: Stop,
     deadline: float,
@@ -130,8 +106,7 @@ def attempt(
         task.repository, places.runtime_dir, log, append_only=task.job.append_only
     ) as serving:
         run = Conversation(serving, stop, deadline, log, emit=emit)
-        run.start(ssh_command(task, places, request, serving), secret)
-        run.wait()
+        run.pull(ssh_command(task, places, request, serving), secret)
     archive, statistics_, lookup_error = _looked_up(archives, run, name, on_record)
     original_size = _size(statistics_, "original_size")
     usual_sizes = [run.original_size for run in earlier if run.original_size is not None]
@@ -139,6 +114,7 @@ def attempt(
         ssh_exit=run.exit,
         given_up=run.given_up,
         connected=serving.is_connected,
+        serve_signal=serving.killed_by,
         transcript=run.transcript,
         ssh_said=run.ssh_said,
         archive_id=None if archive is None else archive.id,
@@ -153,6 +129,7 @@ def attempt(
     return Attempt(
         outcome=replace(verdict, error=source.with_advice(verdict.error, greeting)),
         busy=outcome.is_busy(evidence),
+        doubtful=outcome.is_doubtful(evidence),
         session=session if isinstance(session, str) else None,
         exit=run.exit,
         archive=name if archive is None else archive.name,
@@ -165,7 +142,7 @@ def attempt(
     )
 
 
-def hello(source_: Source, name: str, known_hosts: Path) -> Greeting:
+def hello(source_: Source, name: str, known_hosts: Path, stop: Stop | None = None) -> Greeting:
     """Ask the source who it is. Raises UnreachableError, ConfigurationError.
 
     The original tool refuses the word; that, and nothing else, is taken for it.
@@ -173,29 +150,23 @@ def hello(source_: Source, name: str, known_hosts: Path) -> Greeting:
     if source_.protocol == "original":
         return source.original_greeting(name, source_)
     argv = ssh.command(source_, known_hosts, "hello", None)
+    run = Conversation(None, stop, time.monotonic() + HELLO_SECONDS, None)
     try:
-        said = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=HELLO_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise UnreachableError(
-            f"source {name} did not answer within {HELLO_SECONDS:.0f} s"
-        ) from None
+        run.pull(argv, None)
     except OSError as error:
         raise UnreachableError(f"cannot run {argv[0]}: {error.strerror}") from error
-    if said.returncode == 0:
+    if run.given_up is not None:
+        why = (stop and stop.reason) or f"it did not answer within {HELLO_SECONDS:.0f} s"
+        raise UnreachableError(f"source {name}: {why}")
+    if run.exit == 0:
         try:
-            return source.greeting(said.stdout)
+            return source.greeting(run.answer)
         except ValueError as error:
             raise UnreachableError(f"source {name}: {error}") from error
-    lines = said.stderr.decode("utf-8", "replace").strip().splitlines()
-    last = printable(lines[-1]) if lines else f"exit {said.returncode}"
+    lines = run.transcript.complaints or []
     ours = any(line.startswith("borg-pull-source: ") for line in lines)
-    if source_.protocol == "auto" and said.returncode != ssh.CONNECTION_FAILED and not ours:
+    last = lines[-1] if lines else f"exit {run.exit}"
+    if source_.protocol == "auto" and run.exit != ssh.CONNECTION_FAILED and not ours:
         return source.original_greeting(name, source_, last)
     raise UnreachableError(f"source {name}: {last}")
 
@@ -241,15 +212,16 @@ def ssh_command(task: Task, places: Places, request: Request, serving: Serving) 
 class Conversation:
     """The ssh of one request, from start to end.
 
-    ``on_line`` is given each line of standard error that tells of no progress.
+    With ``serving``, the one that its socket is for. ``on_line`` is given each line of standard
+    error that tells of no progress.
     """
 
     def __init__(
         self,
-        serving: Serving,
-        stop: Stop,
+        serving: Serving | None,
+        stop: Stop | None,
         deadline: float,
-        log: BinaryIO,
+        log: LogFile | None,
         *,
         emit: Emit | None = None,
         on_line: Callable[[bytes], None] | None = None,
@@ -277,36 +249,52 @@ class Conversation:
         """What came on standard output."""
         return bytes(self._stdout)
 
-    def start(self, argv: list[str], secret: bytes | None) -> None:
-        """Start ssh; ``secret`` is its input's only line."""
-        self._process = subprocess.Popen(
+    def pull(self, argv: list[str], secret: bytes | None) -> None:
+        """Run ``argv``; ``secret`` is its input's only line. Nothing of it runs on, come what may.
+
+        Raises OSError.
+        """
+        with subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL if secret is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-        )
-        if secret is not None:
-            assert self._process.stdin is not None
-            with contextlib.suppress(BrokenPipeError), self._process.stdin as stream:
-                stream.write(secret + b"\n")
+        ) as self._process:
+            try:
+                if secret is not None:
+                    assert self._process.stdin is not None
+                    with contextlib.suppress(BrokenPipeError), self._process.stdin as stream:
+                        stream.write(secret + b"\n")
+                self._listen()
+                self._reap()
+            except BaseException:
+                self._process.kill()
+                raise
+        self._hear(b"\n")
 
-    def wait(self) -> None:
-        """Until ssh has ended and all it said has been read."""
+    def _listen(self) -> None:
+        """Until all it said has been read, which is when it ends."""
         stdout, stderr = self._process.stdout, self._process.stderr
         assert stdout is not None
         assert stderr is not None
         poll = select.poll()
-        for descriptor in (stdout.fileno(), stderr.fileno(), self._stop.fileno()):
-            poll.register(descriptor, select.POLLIN)
-        listening = self._serving.listener.fileno()
-        poll.register(listening, select.POLLIN)
         open_streams = {stdout.fileno(), stderr.fileno()}
+        for descriptor in open_streams:
+            poll.register(descriptor, select.POLLIN)
+        if self._stop is not None:
+            poll.register(self._stop.fileno(), select.POLLIN)
+        listening = -1
+        if self._serving is not None:
+            listening = self._serving.listener.fileno()
+            poll.register(listening, select.POLLIN)
         while open_streams:
-            for descriptor, _events in poll.poll(self._patience()):
+            for descriptor, _events in poll.poll(self._patience() * 1000):
                 if descriptor == listening:
+                    assert self._serving is not None
                     if self._serving.accept(self._process.pid):
                         poll.unregister(listening)
+                        listening = -1
                 elif descriptor in open_streams:
                     block = os.read(descriptor, 65536)
                     if not block:
@@ -316,23 +304,27 @@ class Conversation:
                         self._stdout += block[: self._answer_limit - len(self._stdout)]
                     else:
                         self._hear(block)
-                elif self._stop.reason is not None:
+                else:
                     poll.unregister(descriptor)
-                    if self.given_up is None:
-                        self._give_up(self._stop.reason)
             self._keep_deadline()
-        self.exit = self._process.wait()
-        stdout.close()
-        stderr.close()
-        self._hear(b"\n")
+
+    def _reap(self) -> None:
+        """It has closed its output; should it not end, it is made to at the deadline."""
+        while self.exit is None:
+            try:
+                self.exit = self._process.wait(self._patience())
+            except subprocess.TimeoutExpired:
+                self._keep_deadline()
 
     def _patience(self) -> float:
         until = self._deadline if self.given_up is None else (self._kill_at or 0.0)
-        return max(0.0, until - time.monotonic()) * 1000 + 1
+        return min(max(0.0, until - time.monotonic()) + 0.001, _LONGEST_WAIT)
 
     def _keep_deadline(self) -> None:
         now = time.monotonic()
-        if self.given_up is None and now >= self._deadline:
+        if self.given_up is None and self._stop is not None and self._stop.reason is not None:
+            self._give_up(self._stop.reason)
+        elif self.given_up is None and now >= self._deadline:
             self._give_up("the deadline was reached")
         elif self._kill_at is not None and now >= self._kill_at:
             self._kill_at = now + _SSH_TERM_SECONDS
@@ -353,12 +345,12 @@ class Conversation:
             if progress is not None:
                 self._show(progress)
             elif line:
-                self._log.write(line + b"\n")
+                if self._log is not None:
+                    self._log.write(bytes(line) + b"\n")
                 if self._on_line is not None:
                     self._on_line(bytes(line))
                 if not line.startswith(b"{"):
                     self.ssh_said = printable(line.decode("utf-8", "replace").strip())
-        self._log.flush()
 
     def _show(self, progress: Progress) -> None:
         now = time.monotonic()

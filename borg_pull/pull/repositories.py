@@ -20,10 +20,11 @@ from borg_pull.pull.config import Config
 from borg_pull.pull.faults import nearest
 from borg_pull.pull.invocation import Invocation, configured
 from borg_pull.pull.ledger import Ledger
-from borg_pull.pull.pull import Stop, Task
+from borg_pull.pull.pull import Task
 from borg_pull.pull.repository import Archive, Archives, LocalRepository
 from borg_pull.pull.run import report, task
 from borg_pull.pull.source_repository import SourceRepository
+from borg_pull.pull.stop import Stop
 
 ENCRYPTION = ("repokey-blake2", "repokey", "authenticated-blake2", "authenticated", "none")
 

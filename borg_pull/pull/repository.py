@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from borg_pull.pull import confined
 from borg_pull.pull.config import Repository
 from borg_pull.pull.source import escaped
 from borg_pull.pull.ssh import tied
+from borg_pull.pull.stop import Stop
 
 LOCK_WAIT = 60
 """Seconds a borg of ours waits for somebody else's lock."""
@@ -88,9 +91,15 @@ class Archives:
 class LocalRepository(Archives):
     """A repository and the secret that opens it, got when it is first needed."""
 
-    def __init__(self, repository: Repository, passphrase: Callable[[], bytes | None]) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        passphrase: Callable[[], bytes | None],
+        stop: Stop | None = None,
+    ) -> None:
         self.repository = repository
         self.passphrase = passphrase
+        self._stop = stop
 
     def run(
         self,
@@ -105,7 +114,7 @@ class LocalRepository(Archives):
         ``on_line`` is given each line of standard error as it comes.
         """
         process = self.start(words, cwd=cwd)
-        stdout, stderr = _output(process, on_line, timeout)
+        stdout, stderr = _output(process, on_line, timeout, self._stop)
         answer = Answer(process.returncode, stdout, stderr)
         self.check(words[0], answer.code, stderr)
         return answer
@@ -127,6 +136,8 @@ class LocalRepository(Archives):
     def check(self, verb: str, code: int, stderr: str) -> None:
         """Raise RepositoryError if that is how a failed borg ends."""
         if not is_done(code):
+            if self._stop is not None and self._stop.reason is not None:
+                raise RepositoryError(f"borg {verb}: {self._stop.reason}")
             last = printable((stderr.strip().splitlines() or ["no message"])[-1])
             raise RepositoryError(f"borg {verb} on {self.repository.path}: {last}")
 
@@ -227,23 +238,45 @@ def _output(
     process: subprocess.Popen[bytes],
     on_line: Callable[[bytes], None] | None,
     timeout: float | None,
+    stop: Stop | None,
 ) -> tuple[bytes, str]:
-    if on_line is None:
-        try:
-            stdout, stderr = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            stdout, stderr = process.communicate()
-        return stdout, stderr.decode("utf-8", "replace")
-    assert process.stderr is not None
-    lines = []
-    for line in process.stderr:
-        on_line(line)
-        lines.append(line.decode("utf-8", "replace"))
+    """All it says; told to end at ``stop`` or after ``timeout``, which borg does in order."""
     assert process.stdout is not None
-    stdout = process.stdout.read()
+    assert process.stderr is not None
+    stdout, stderr, heard = bytearray(), bytearray(), 0
+    end_at = None if timeout is None else time.monotonic() + timeout
+    open_streams = {process.stdout.fileno(): stdout, process.stderr.fileno(): stderr}
+    poll = select.poll()
+    for descriptor in open_streams:
+        poll.register(descriptor, select.POLLIN)
+    if stop is not None:
+        poll.register(stop.fileno(), select.POLLIN)
+    while open_streams:
+        for descriptor, _events in poll.poll(_milliseconds(end_at)):
+            if descriptor not in open_streams:
+                poll.unregister(descriptor)
+                process.terminate()
+                continue
+            block = os.read(descriptor, 65536)
+            open_streams[descriptor].extend(block)
+            if not block:
+                poll.unregister(descriptor)
+                del open_streams[descriptor]
+            elif on_line is not None and open_streams[descriptor] is stderr:
+                while (end := stderr.find(b"\n", heard) + 1) > 0:
+                    on_line(bytes(stderr[heard:end]))
+                    heard = end
+        if end_at is not None and time.monotonic() >= end_at:
+            end_at = None
+            process.terminate()
+    process.stdout.close()
+    process.stderr.close()
     process.wait()
-    return stdout, "".join(lines[-100:])
+    return bytes(stdout), stderr.decode("utf-8", "replace")
+
+
+def _milliseconds(end_at: float | None) -> float | None:
+    return None if end_at is None else min(max(0.0, end_at - time.monotonic()) * 1000 + 1, 3.6e6)
 
 
 def _archive(entry: dict[str, Any]) -> Archive:

@@ -24,10 +24,11 @@ from borg_pull.pull.invocation import Invocation, configured
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.outcome import BUSY
 from borg_pull.pull.places import Places
-from borg_pull.pull.pull import Conversation, Stop, Task, hello, sent_secret, ssh_command
+from borg_pull.pull.pull import Conversation, Task, hello, sent_secret, ssh_command
 from borg_pull.pull.repositories import opened
 from borg_pull.pull.serve import Serving
 from borg_pull.pull.source import Greeting
+from borg_pull.pull.stop import Stop
 from borg_pull.values import path_fault
 
 VERB = "restore"
@@ -140,8 +141,7 @@ def _restored(
         with Serving(job.repository, places.runtime_dir, log, append_only=True) as serving:
             deadline = time.monotonic() + job.job.deadline.total_seconds()
             talk = Conversation(serving, stop, deadline, log, on_line=hear)
-            talk.start(ssh_command(job, places, request, serving), sent)
-            talk.wait()
+            talk.pull(ssh_command(job, places, request, serving), sent)
     finally:
         stop.close()
     result = talk.transcript.result or {}

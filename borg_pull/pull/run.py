@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,12 +25,15 @@ from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.outcome import ORDER
 from borg_pull.pull.places import Places
 from borg_pull.pull.progress import JsonScreen, PeopleScreen, Screen
-from borg_pull.pull.pull import Stop, Task
+from borg_pull.pull.pull import Task
+from borg_pull.pull.serve import remove_abandoned
+from borg_pull.pull.stop import Stop
 
 EXIT_CODES = """
 Exit codes: 0 every job made its backup; 1 with warnings; 2 a job failed, or was ended; 64 for a
-wrong command line, 71 when the system refuses, 78 when the configuration is wrong. A job that is
-still running elsewhere is skipped, and changes none of them.
+wrong command line, 71 when the system refuses: a full disk, for one, on which runs cannot be put on
+record; 78 when the configuration is wrong. A job that is still running elsewhere is skipped, and
+changes none of them.
 """
 
 
@@ -59,15 +63,19 @@ def run(
     try:
         for lost in ledger.recover():
             print_error(f"run {lost.id} of {lost.job} was interrupted", "yellow")
+        remove_abandoned(places.runtime_dir)
         chosen = _chosen(config, ledger, names, due=due)
         screen: Screen = JsonScreen() if as_json else PeopleScreen(quiet=quiet)
-        batch = _batch(config, ledger, places, workers, screen)
-        with screen:
+        stop = Stop()
+        batch = _batch(config, ledger, places, workers, screen, stop)
+        with screen, _ended_by_signals(batch, stop):
             verdict = batch.run([task(config, name) for name in chosen])
         worst = max(ORDER.index(verdict), _told(config, ledger, batch))
         _remove_old_logs(places.logs, config.settings.keep_logs.total_seconds())
     finally:
         ledger.close()
+    if batch.faults:
+        raise batch.faults[0]
     return worst
 
 
@@ -93,9 +101,8 @@ def _chosen(config: Config, ledger: Ledger, names: Sequence[str], *, due: bool) 
 
 
 def _batch(
-    config: Config, ledger: Ledger, places: Places, workers: int | None, screen: Screen
+    config: Config, ledger: Ledger, places: Places, workers: int | None, screen: Screen, stop: Stop
 ) -> Batch:
-    stop = Stop()
     secrets: dict[str, bytes | None] = {}
 
     def passphrase(one: Task) -> bytes | None:
@@ -104,7 +111,7 @@ def _batch(
             secrets[name] = secret.passphrase(name, one.repository)
         return secrets[name]
 
-    batch = Batch(
+    return Batch(
         config,
         ledger,
         places,
@@ -114,13 +121,24 @@ def _batch(
         stop=stop,
     )
 
+
+@contextmanager
+def _ended_by_signals(batch: Batch, stop: Stop) -> Iterator[None]:
+    """Have signals end the batch in order, as long as it runs."""
+
     def end(number: int, _frame: object) -> None:
         stop.set(f"ended by {signal.Signals(number).name}")
         batch.wake()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end)
-    return batch
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # nohup(1) wants SIGHUP to stay ignored.
+    wanted = [one for one in numbers if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _told(config: Config, ledger: Ledger, batch: Batch) -> int:

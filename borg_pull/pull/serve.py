@@ -7,6 +7,7 @@ between borg on the source and the repository.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -14,9 +15,11 @@ import socket
 import struct
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Protocol, Self
 
 from borg_pull.pull import confined
 from borg_pull.pull.config import Repository
@@ -24,6 +27,11 @@ from borg_pull.pull.config import Repository
 END_SECONDS = 30.0
 """What ``borg serve`` gets to see its connection closed, write what it has and unlock."""
 _TERM_SECONDS = 10.0
+_PREFIX = "run-"
+
+
+class _Log(Protocol):
+    def fileno(self) -> int: ...
 
 
 class Serving:
@@ -33,25 +41,30 @@ class Serving:
     """
 
     def __init__(
-        self, repository: Repository, runtime_dir: Path, log: BinaryIO, *, append_only: bool
+        self, repository: Repository, runtime_dir: Path, log: _Log, *, append_only: bool
     ) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="run-", dir=runtime_dir))
-        self.path = self.directory / "s"
         self._repository = repository
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.listener.bind(str(self.path))
-        self.listener.listen(4)
-        self.listener.setblocking(False)
         self.is_connected = False
-        self._door, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                confined.command(_order(repository, self.directory, append_only=append_only)),
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,
-            )
+        self.killed_by: int | None = None
+        """The signal that ended ``borg serve``, once closed, if it was none of ours."""
+        with ExitStack() as undo:
+            self.directory = _private_directory(runtime_dir, undo)
+            self.path = self.directory / "s"
+            self.listener = undo.enter_context(socket.socket(socket.AF_UNIX))
+            self.listener.bind(str(self.path))
+            self.listener.listen(4)
+            self.listener.setblocking(False)
+            self._door, theirs = socket.socketpair()
+            undo.enter_context(self._door)
+            with theirs:
+                self._process = subprocess.Popen(
+                    confined.command(_order(repository, self.directory, append_only=append_only)),
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=log.fileno(),
+                    start_new_session=True,
+                )
+            self._undo = undo.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -81,18 +94,11 @@ class Serving:
                 return False
             connection.setblocking(True)
             self._close_listener()
-            confined.hand_over(self._door, connection)
+            # A `borg serve` that has been killed takes nothing, and the source will see that.
+            with contextlib.suppress(ConnectionError):
+                confined.hand_over(self._door, connection)
         self.is_connected = True
         return True
-
-    @property
-    def pid(self) -> int:
-        """Of what is, or becomes, ``borg serve``."""
-        return self._process.pid
-
-    def is_ended(self) -> bool:
-        """Whether ``borg serve`` has ended."""
-        return self._process.poll() is not None
 
     def _close_listener(self) -> None:
         self.listener.close()
@@ -103,18 +109,17 @@ class Serving:
         self._close_listener()
         self._door.close()
         # Its end of the connection is closed by whoever ended ssh: it ends by itself.
-        if not self._ended_within(END_SECONDS):
+        if self._ended_within(END_SECONDS):
+            if self._process.returncode < 0:
+                self.killed_by = -self._process.returncode
+        else:
             self._process.send_signal(signal.SIGTERM)
             if not self._ended_within(_TERM_SECONDS):
                 self._process.kill()
                 self._process.wait()
-                _remove_lock_of(self._repository.path, self._process.pid)
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def stop(self) -> None:
-        """Ask it to end now, for a run that is given up."""
-        if not self.is_ended():
-            self._process.send_signal(signal.SIGTERM)
+        if self._process.returncode < 0:
+            _remove_lock_of(self._repository.path, self._process.pid)
+        self._undo.close()
 
     def _ended_within(self, seconds: float) -> bool:
         try:
@@ -122,6 +127,37 @@ class Serving:
         except subprocess.TimeoutExpired:
             return False
         return True
+
+
+def _private_directory(runtime_dir: Path, undo: ExitStack) -> Path:
+    """A new one, locked for as long as this process has use for it, and removed by ``undo``."""
+    with _opened(runtime_dir) as above:
+        # Whoever removes what was abandoned has this for himself.
+        fcntl.flock(above, fcntl.LOCK_SH)
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=runtime_dir))
+        undo.callback(shutil.rmtree, directory, ignore_errors=True)
+        fcntl.flock(undo.enter_context(_opened(directory)), fcntl.LOCK_EX)
+    return directory
+
+
+def remove_abandoned(runtime_dir: Path) -> None:
+    """Remove the directories of runs whose process was killed. Raises OSError."""
+    with _opened(runtime_dir) as above:
+        fcntl.flock(above, fcntl.LOCK_EX)
+        for directory in runtime_dir.glob(f"{_PREFIX}*"):
+            # One that is in use, or that its owner has just removed, is none of ours.
+            with contextlib.suppress(OSError), _opened(directory) as descriptor:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _order(repository: Repository, directory: Path, *, append_only: bool) -> confined.Order:

@@ -13,13 +13,14 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, BinaryIO
+from typing import Any
 
 from borg_pull.errors import ConfigurationError, NotAllowedError, printable
 from borg_pull.pull import source, ssh
+from borg_pull.pull.log import LogFile
 from borg_pull.pull.outcome import BUSY
 from borg_pull.pull.places import Places
-from borg_pull.pull.pull import Conversation, Stop, Task, hello, sent_secret, ssh_command
+from borg_pull.pull.pull import Conversation, Task, hello, sent_secret, ssh_command
 from borg_pull.pull.repository import (
     LOCK_WAIT,
     Answer,
@@ -30,6 +31,7 @@ from borg_pull.pull.repository import (
 )
 from borg_pull.pull.serve import Serving
 from borg_pull.pull.source import Greeting
+from borg_pull.pull.stop import Stop
 
 ANSWER_LIMIT = 16 * 1024 * 1024
 """Bytes; some 50,000 archives. A hostile source may talk for ever."""
@@ -66,7 +68,7 @@ class SourceRepository(Archives):
         *,
         greeting: Greeting | None,
         passphrase: Callable[[], bytes | None],
-        log: BinaryIO,
+        log: LogFile,
         stop: Stop,
     ) -> None:
         self.repository = task.repository
@@ -139,7 +141,7 @@ class SourceRepository(Archives):
         if greeting is None or verb not in greeting.verbs:
             # What is remembered may be out of date.
             task = self._task
-            greeting = hello(task.source, task.source_name, self._places.known_hosts)
+            greeting = hello(task.source, task.source_name, self._places.known_hosts, self._stop)
             self._greeting = greeting
         if verb not in greeting.verbs:
             raise self._not_allowed(verb, greeting)
@@ -199,8 +201,7 @@ class SourceRepository(Archives):
                 on_line=hear,
                 answer_limit=ANSWER_LIMIT,
             )
-            asked.start(ssh_command(task, self._places, request, serving), secret)
-            asked.wait()
+            asked.pull(ssh_command(task, self._places, request, serving), secret)
         code = ssh.CONNECTION_FAILED if asked.exit is None else asked.exit
         answer = Answer(code, asked.answer, "\n".join(lines))
         if asked.given_up is not None:

@@ -64,7 +64,8 @@ def command(
         "ConnectionAttempts": "1",
         "ServerAliveInterval": str(max(1, int(source.keep_alive.total_seconds()))),
         "ServerAliveCountMax": str(LOST_KEEP_ALIVES),
-        "LogLevel": "ERROR",
+        # At ERROR it does not say that the connection was closed, reset, or timed out.
+        "LogLevel": "INFO",
     }
     argv = ["ssh", "-F", "none", "-T", "-a", "-x", "-p", str(source.port)]
     for name, value in options.items():

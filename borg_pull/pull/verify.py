@@ -35,11 +35,12 @@ from borg_pull.pull.invocation import Invocation, configured
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.places import Places
 from borg_pull.pull.progress import size
-from borg_pull.pull.pull import Attempt, Stop, Task, attempt, hello
+from borg_pull.pull.pull import Attempt, Task, attempt, hello
 from borg_pull.pull.repositories import local
 from borg_pull.pull.repository import LocalRepository
 from borg_pull.pull.run import task
 from borg_pull.pull.source import ORIGINAL, Greeting, escaped
+from borg_pull.pull.stop import Stop
 from borg_pull.values import MAX_PATHS, path_fault
 
 SAMPLE = 20

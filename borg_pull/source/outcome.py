@@ -172,9 +172,22 @@ _AROUND_AN_EXCEPTION = (
 def _last_words(tail: bytes) -> str | None:
     """borg's last line that says what happened; of a traceback, the exception."""
     lines = tail.replace(b"\r", b"\n").decode("utf-8", "replace").splitlines()
-    said = [line for line in lines if line.strip()]
+    said = [line for one in lines for line in _spoken(one) if line.strip()]
     for line in reversed(said):
         text = line.removeprefix("Remote: ").removeprefix("Borg server: ")
         if text.strip() and not text.startswith((" ", "\t", *_AROUND_AN_EXCEPTION)):
             return masked(text)[:MAX_WORDS]
     return masked(said[-1])[:MAX_WORDS] if said else None
+
+
+def _spoken(line: str) -> list[str]:
+    """The lines for people in a line of borg's, which with ``--log-json`` is an object."""
+    if not line.startswith("{"):
+        return [line]
+    import json
+
+    try:
+        message = json.loads(line)["message"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return message.splitlines() if isinstance(message, str) else []

@@ -27,6 +27,7 @@ from borg_pull.audit import AuditLog, Common
 from borg_pull.errors import AuditError
 from tests.harness import processes
 from tests.harness.builds import FROZEN_14, SOURCE_14
+from tests.harness.clock import Clock
 from tests.harness.disk import Disk
 from tests.harness.fixtures import SiteMaker
 from tests.harness.peer import Pull, Repository, Result
@@ -547,75 +548,17 @@ def test_killed_between_the_record_of_its_end_and_its_note(site: Site) -> None:
 
 # The clock
 
-CLOCK = """\
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <time.h>
-
-static char path[4096];
-
-__attribute__((constructor)) static void note(void)
-{
-    snprintf(path, sizeof path, "%s", getenv("CLOCK_OFFSET_FILE"));
-}
-
-int clock_gettime(clockid_t clock, struct timespec *now)
-{
-    static int (*real)(clockid_t, struct timespec *);
-    if (real == NULL)
-        real = dlsym(RTLD_NEXT, "clock_gettime");
-    int result = real(clock, now);
-    FILE *file = clock == CLOCK_REALTIME ? fopen(path, "re") : NULL;
-    long offset = 0;
-    if (file != NULL && fscanf(file, "%ld", &offset) == 1)
-        now->tv_sec += offset;
-    if (file != NULL)
-        fclose(file);
-    return result;
-}
-
-time_t time(time_t *into)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    if (into != NULL)
-        *into = now.tv_sec;
-    return now.tv_sec;
-}
-"""
 HOUR = 3600
 YEAR = 366 * 24 * HOUR
 
 
-class Clock:
-    """The wall clock as a forced command without a capability sees it; the machine's own stays."""
-
-    def __init__(self, site: Site) -> None:
-        directory = site.source.directory
-        self._offset = directory / "offset"
-        self.jump_to(0)
-        library = directory / "clock.so"
-        subprocess.run(
-            ["gcc", "-shared", "-fPIC", "-O1", "-x", "c", "-", "-o", library],
-            input=CLOCK,
-            text=True,
-            check=True,
-        )
-        library.chmod(0o755)
-        source = site.source
-        self.command = (
-            f"/usr/bin/env LD_PRELOAD={library} CLOCK_OFFSET_FILE={self._offset} "
-            f"{source.programs.source} {source.configuration} luna"
-        )
-
-    def jump_to(self, seconds: int) -> None:
-        """So far before or after the true time."""
-        draft = self._offset.with_suffix(".new")
-        draft.write_text(str(seconds))
-        draft.chmod(0o644)
-        draft.rename(self._offset)
+def _clock(site: Site) -> Clock:
+    """That of forced commands of luna's, without a capability; the machine's own stays."""
+    clock = Clock(site.source.directory)
+    source = site.source
+    words = [*clock.words(), source.programs.source, source.configuration, "luna"]
+    site.peer("luna", " ".join(map(str, words)))
+    return clock
 
 
 def _year(record: dict[str, str]) -> int:
@@ -627,8 +570,7 @@ def test_the_clock_jumps_while_a_run_is_under_way(make_site: SiteMaker, jump: in
     site = make_site(SOURCE_14)
     data = _data(site)
     _allow(site, data)
-    clock = Clock(site)
-    site.peer("luna", clock.command)
+    clock = _clock(site)
     repository = site.repository()
     with site.peer().listening(repository, hold_after=HELD_AT) as listener:
         pull = site.peer().start(f"create {repository.path} a {data}", listener)
@@ -650,8 +592,7 @@ def test_the_clock_jumps_between_requests(make_site: SiteMaker) -> None:
     """Setting it back neither fills the bucket of tokens nor locks a client out."""
     site = make_site(SOURCE_14)
     _allow(site, site.source.tree(), request_burst=2, requests_per_hour=2)
-    clock = Clock(site)
-    site.peer("luna", clock.command)
+    clock = _clock(site)
 
     def codes(number: int) -> list[int]:
         return [site.pull("nonsense").exit for _ in range(number)]

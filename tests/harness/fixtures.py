@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from .builds import EVERY, FROZEN, PAIRS, Build
+from .builds import EVERY, FROZEN, FROZEN_14, PAIRS, Build
 from .site import Installations, Site
 from .workplace import IS_ROOT
 
-MATRICES = {"every": EVERY, "pairs": PAIRS, "frozen": FROZEN}
+MATRICES = {"every": EVERY, "pairs": PAIRS, "frozen": FROZEN, "one": (FROZEN_14,)}
 NEEDS_ROOT = "needs root: makes accounts, capabilities or devices"
 
 
@@ -20,7 +20,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "builds(matrix): run for 'every' build with every borg, only the 'frozen' build with "
-        "every borg, or (without the marker) in 'pairs': each build and each borg once",
+        "every borg, 'one' build with one borg, or (without the marker) in 'pairs': each build "
+        "and each borg once",
     )
 
 

@@ -17,7 +17,8 @@ from borg_pull.pull.batch import Batch
 from borg_pull.pull.config import Config
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.places import Places
-from borg_pull.pull.pull import Stop, Task
+from borg_pull.pull.pull import Task
+from borg_pull.pull.stop import Stop
 from tests.harness.builds import Build
 from tests.harness.fixtures import SiteMaker
 from tests.harness.peer import PASSPHRASE, Repository

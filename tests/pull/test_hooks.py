@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from borg_pull.pull.ledger import Run
-from borg_pull.pull.pull import Stop
+from borg_pull.pull.stop import Stop
 from tests.harness.builds import FROZEN_14
 from tests.harness.fixtures import SiteMaker
 from tests.harness.wait import until

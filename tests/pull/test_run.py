@@ -10,8 +10,8 @@ import time
 import pytest
 
 from borg_pull.pull.ledger import Ledger
-from borg_pull.pull.pull import Stop
 from borg_pull.pull.serve import Serving
+from borg_pull.pull.stop import Stop
 from tests.harness.sshd import make_key
 from tests.harness.wait import until
 from tests.pull.conftest import BackupServer

@@ -10,9 +10,10 @@ import pytest
 
 from borg_pull.pull.config import Config
 from borg_pull.pull.places import Places
-from borg_pull.pull.pull import Stop, Task
+from borg_pull.pull.pull import Task
 from borg_pull.pull.repository import Answer, RepositoryError
 from borg_pull.pull.source_repository import SourceRepository
+from borg_pull.pull.stop import Stop
 
 ID = "5" * 64
 SOUND = f'{{"id": "{ID}", "archive": "job-1", "time": "2026-11-21T01:02:03.000000"}}'

@@ -1,0 +1,36 @@
+"""Telling what runs that it is to end."""
+
+from __future__ import annotations
+
+import os
+import select
+
+
+class Stop:
+    """Tells a run from outside that it is to end, and why; safe from any thread and signal."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.reason: str | None = None
+
+    def set(self, reason: str) -> None:
+        """End whatever listens, now and in future; the first reason stays."""
+        if self.reason is None:
+            self.reason = reason
+            os.write(self._writer, b".")
+
+    def fileno(self) -> int:
+        """Readable once it is set, for ever."""
+        return self._reader
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but no longer than until it is set; whether it is."""
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        poll.poll(max(0.0, seconds) * 1000)
+        return self.reason is not None
+
+    def close(self) -> None:
+        """Give its descriptors back."""
+        os.close(self._reader)
+        os.close(self._writer)
