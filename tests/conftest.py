@@ -6,6 +6,7 @@ from tests.harness.fixtures import (
     pytest_collection_modifyitems,
     pytest_configure,
     pytest_generate_tests,
+    pytest_pyfunc_call,
     site,
 )
 
@@ -15,5 +16,6 @@ __all__ = [
     "pytest_collection_modifyitems",
     "pytest_configure",
     "pytest_generate_tests",
+    "pytest_pyfunc_call",
     "site",
 ]

@@ -29,6 +29,9 @@ from borg_pull.trust import Trust
 from tests.harness.wait import until
 from tests.properties.toml_text import toml_table
 
+# For a test of a command: what ends that ends all children of its process.
+OWN_PROCESS = pytest.mark.own_process
+
 TRUST = Trust(enforced=False, uid=os.getuid())
 WATCH, _WRITER = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # of signals, of which there are none
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "MARK": "from the environment it is given"}
@@ -100,6 +103,7 @@ class TestWhatIsTaken:
         path.write_bytes(content)
         assert obtain(rules(passphrase_file=str(path)), TRUST, ENVIRONMENT, WATCH) == expected
 
+    @OWN_PROCESS
     def test_from_a_command(self, tmp_path: Path, content: bytes, expected: bytes) -> None:
         (tmp_path / "with space").write_bytes(content)
         command = f"/bin/cat '{tmp_path}/with space'"
@@ -167,17 +171,20 @@ def test_a_peer_that_sends_nothing_is_not_waited_for_for_good(
         ("echo secret; exit 1", "failed with exit code 1"),
     ],
 )
+@OWN_PROCESS
 def test_a_command_that_fails(tmp_path: Path, body: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said) as caught:
         obtain(rules(passcommand=program(tmp_path, body)), TRUST, ENVIRONMENT, WATCH)
     assert "secret" not in caught.value.line()
 
 
+@OWN_PROCESS
 def test_a_command_that_is_not_there() -> None:
     with pytest.raises(ConfigurationError, match="No such file"):
         obtain(rules(passcommand="/no/such/command x"), TRUST, ENVIRONMENT, WATCH)
 
 
+@OWN_PROCESS
 def test_a_command_gets_its_words_and_no_shell(tmp_path: Path) -> None:
     command = program(tmp_path, 'printf "%s|" "$@"') + " '$(id)' \"a b\" *"
     assert obtain(rules(passcommand=command), TRUST, ENVIRONMENT, WATCH) == b"$(id)|a b|*|"
@@ -195,12 +202,14 @@ def _output_of(*argv: str, timeout: float = 30, limit: int = 100) -> bytes:
     )
 
 
+@OWN_PROCESS
 def test_a_command_gets_the_given_environment_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BASH_ENV", "hostile")
     found = _output_of("/usr/bin/env", "-0", limit=4096)
     assert dict(entry.split("=", 1) for entry in found.decode().split("\0")[:-1]) == ENVIRONMENT
 
 
+@OWN_PROCESS
 def test_a_command_gets_no_descriptors() -> None:
     leaked = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(leaked, True)
@@ -212,6 +221,7 @@ def test_a_command_gets_no_descriptors() -> None:
     assert found == b"0, 1, 2, 3"
 
 
+@OWN_PROCESS
 def test_output_beyond_the_limit_ends_the_command() -> None:
     with pytest.raises(SystemRefusedError, match="failed with exit code -13"):
         _output_of("/usr/bin/yes")
@@ -220,6 +230,7 @@ def test_output_beyond_the_limit_ends_the_command() -> None:
 @pytest.mark.parametrize(
     "body", ["sleep 1000", "exec >&-; sleep 1000", "echo x; exec >&- ; sleep 1000"]
 )
+@OWN_PROCESS
 def test_a_command_that_does_not_end_is_ended_with_what_it_started(
     tmp_path: Path, body: str
 ) -> None:
@@ -258,6 +269,7 @@ def test_a_signal_ends_the_wait_for_standard_input(told_to_end: int) -> None:
 
 
 @pytest.mark.parametrize("body", ["sleep 1000", "exec >&-; sleep 1000"])
+@OWN_PROCESS
 def test_a_signal_ends_a_command(tmp_path: Path, told_to_end: int, body: str) -> None:
     started = time.monotonic()
     with pytest.raises(EndedError):
@@ -281,6 +293,7 @@ def test_other_signals_are_no_reason_to_end(
     os.close(writer)
 
 
+@OWN_PROCESS
 def test_a_command_runs_without_any_privilege_to_gain(tmp_path: Path) -> None:
     body = "grep -h NoNewPrivs /proc/$$/status"
     found = obtain(rules(passcommand=program(tmp_path, body)), TRUST, ENVIRONMENT, WATCH)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from .builds import EVERY, FROZEN, FROZEN_14, PAIRS, Build
+from .child import said_by_child
 from .site import Installations, Site
 from .workplace import IS_ROOT
 
@@ -23,6 +25,22 @@ def pytest_configure(config: pytest.Config) -> None:
         "every borg, 'one' build with one borg, or (without the marker) in 'pairs': each build "
         "and each borg once",
     )
+    config.addinivalue_line(
+        "markers", "own_process: the test ends children, and not those of the tests around it"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
+    """Call a test of the marker ``own_process`` in a child, which has no children but its own."""
+    if pyfuncitem.get_closest_marker("own_process") is None:
+        return None
+    wanted = inspect.signature(pyfuncitem.obj).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in wanted}
+    said = said_by_child(lambda: pyfuncitem.obj(**arguments))
+    if said:
+        pytest.fail(said, pytrace=False)
+    return True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
