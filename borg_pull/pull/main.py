@@ -21,6 +21,7 @@ COMMANDS = {
     "check": "repositories:check",
     "check-config": "check_config:check_config",
     "config": "check_config:config_group",
+    "doctor": "doctor:doctor",
     "extract": "extract:extract",
     "forget": "repositories:forget",
     "history": "status:history",

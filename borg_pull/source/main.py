@@ -11,7 +11,7 @@ import sys
 import time
 
 from borg_pull import PROTOCOL_VERSION, __version__
-from borg_pull.audit import AuditLog, Common, encode, is_session, new_session
+from borg_pull.audit import AuditLog, Common, encode, is_session, new_session, timestamp
 from borg_pull.errors import (
     SHORTAGES,
     AuditError,
@@ -596,6 +596,7 @@ def _answer_hello(admitted: Admitted) -> int:
         "socket_directory": socket_dir,
         "socket": f"{socket_dir}/{client}.sock",
         "passphrase_stdin": rules.passphrase_stdin,
+        "time": timestamp(time.time()),
         "confinement": {
             **confinement.as_fields(),
             "landlock_abi": landlock.abi(),

@@ -14,7 +14,7 @@ from typing import Literal
 
 from borg_pull.admin import host
 from borg_pull.admin.doctor.daemon import Effective
-from borg_pull.admin.doctor.findings import Findings
+from borg_pull.findings import Findings
 from borg_pull.source.whitelist import Settings
 
 _SHELLS = ("bash", "dash", "sh")

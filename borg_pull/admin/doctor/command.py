@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import get_args
 
 import click
 
 from borg_pull.admin import host
-from borg_pull.admin.doctor.findings import AREAS, Finding, Findings, Level
-from borg_pull.errors import ConfigurationError, printable
+from borg_pull.errors import ConfigurationError
+from borg_pull.findings import findings_lines, many
 from borg_pull.output import print_lines, put
+
+AREAS = (
+    *("sshd", "keys", "account", "configuration"),
+    *("programs", "kernel", "storage", "audit"),
+)
+"""In the order they are told."""
 
 ANY_ADDRESS = "192.0.2.1"
 """An address that is nobody's (RFC 5737)."""
@@ -63,48 +67,9 @@ def doctor(
     if as_json:
         put(json.dumps(report) + "\n")
     else:
-        print_lines(_lines(report["config"], findings))
+        print_lines(findings_lines(report["config"], AREAS, findings))
     errors, doubts = findings.count("error"), findings.count("warning", "unchecked")
     if errors:
-        raise ConfigurationError(f"this host is not ready: {_count(errors, 'error')}")
+        raise ConfigurationError(f"this host is not ready: {many(errors, 'error')}")
     if doubts and strict:
-        raise ConfigurationError(f"{_count(doubts, 'warning')} with --strict")
-
-
-# For people
-
-_STYLES = {"ok": "green", "warning": "yellow", "error": "red", "unchecked": "yellow"}
-_INDENT = " " * 12
-
-
-def _lines(config: str, findings: Findings) -> Iterator[tuple[tuple[str, str], ...]]:
-    for area in AREAS:
-        of_area = [finding for finding in findings.found if finding.area == area]
-        if of_area:
-            yield from _area_lines(area, of_area)
-    total = {level: findings.count(level) for level in get_args(Level)}
-    verdict = "not ready" if total["error"] else "sound"
-    counts = [_count(total["error"], "error"), _count(total["warning"], "warning")]
-    if total["unchecked"]:
-        counts.append(f"{total['unchecked']} unchecked")
-    style = "red" if total["error"] else "green" if total["ok"] == len(findings.found) else ""
-    yield ((f"{printable(config)}: {verdict}: {total['ok']} ok, {', '.join(counts)}", style),)
-
-
-def _area_lines(area: str, found: Sequence[Finding]) -> Iterator[tuple[tuple[str, str], ...]]:
-    """What is amiss in one area, each followed by what to do, which several may share."""
-    sound = sum(finding.level == "ok" for finding in found)
-    yield ((f"{area}: {sound} of {len(found)} ok", "bold"),)
-    amiss = [finding for finding in found if finding.level != "ok"]
-    for position, finding in enumerate(amiss):
-        needed = "" if finding.needed is None else f"; needed: {finding.needed}"
-        why = "" if finding.why is None else f" ({finding.why})"
-        text = f"{finding.subject}: {finding.found}{needed}{why}"
-        yield (f"  {finding.level:<10}", _STYLES[finding.level]), (printable(text), "")
-        following = amiss[position + 1].remedy if position + 1 < len(amiss) else None
-        if finding.remedy is not None and finding.remedy != following:
-            yield ((f"{_INDENT}do: {printable(finding.remedy)}", "bold"),)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+        raise ConfigurationError(f"{many(doubts, 'warning')} with --strict")

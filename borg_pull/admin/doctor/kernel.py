@@ -6,7 +6,7 @@ import errno
 import os
 
 from borg_pull.admin import host
-from borg_pull.admin.doctor.findings import Findings
+from borg_pull.findings import Findings
 from borg_pull.linux import landlock
 from borg_pull.linux.paths import open_without_links
 

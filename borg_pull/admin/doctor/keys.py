@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from borg_pull.admin import host
 from borg_pull.admin.authorized_keys import KEY_OPTIONS, fingerprint_of, forced_command
-from borg_pull.admin.doctor.findings import Findings
 from borg_pull.admin.doctor.sshd import Asked
 from borg_pull.errors import ConfigurationError
+from borg_pull.findings import Findings
 from borg_pull.source.installation import program_beside
 from borg_pull.source.whitelist import ClientRules, public_key_fault
 from borg_pull.trust import Trust, read_file

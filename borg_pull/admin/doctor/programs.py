@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from borg_pull.admin import host
 from borg_pull.admin.doctor.daemon import Daemon
-from borg_pull.admin.doctor.findings import Findings
 from borg_pull.errors import ConfigurationError
+from borg_pull.findings import Findings
 from borg_pull.linux.capabilities import DAC_READ_SEARCH
 from borg_pull.source.borg import version_command
 from borg_pull.source.installation import program_beside, socket_wrapper

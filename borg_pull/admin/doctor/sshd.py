@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from borg_pull.admin import host
 from borg_pull.admin.doctor import daemon
 from borg_pull.admin.doctor.daemon import Daemon, Effective, Files, NotAskedError
-from borg_pull.admin.doctor.findings import Findings
 from borg_pull.admin.doctor.settings import SETTINGS, Setting
+from borg_pull.findings import Findings
 from borg_pull.source.installation import program_beside
 
 DROP_IN = "00-borg-pull.conf"

@@ -14,8 +14,8 @@ from typing import Literal
 
 from borg_pull.admin import host
 from borg_pull.admin.audit import Line, Source, opened, record_of, size_text
-from borg_pull.admin.doctor.findings import Findings
 from borg_pull.errors import BorgPullError
+from borg_pull.findings import Findings
 from borg_pull.source.installation import program_beside
 from borg_pull.source.whitelist import Settings
 
