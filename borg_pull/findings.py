@@ -96,7 +96,7 @@ class Findings:
 # For people
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "red", "unchecked": "yellow"}
-_INDENT = " " * 11
+_INDENT = " " * 12
 
 
 def findings_lines(

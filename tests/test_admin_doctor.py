@@ -25,12 +25,12 @@ from typing import Any
 import pytest
 
 from borg_pull.admin.doctor import daemon, keys, sshd
-from borg_pull.admin.doctor.command import _lines
-from borg_pull.admin.doctor.findings import Findings
+from borg_pull.admin.doctor.command import AREAS
 from borg_pull.admin.doctor.settings import SETTINGS
 from borg_pull.admin.doctor.sshd import Remedies
 from borg_pull.admin.host import Account
 from borg_pull.errors import ConfigurationError
+from borg_pull.findings import Findings, findings_lines
 from borg_pull.source.installation import program_beside
 from tests.admin_runs import public_key
 from tests.harness.builds import CAPABILITY, frozen_bundle
@@ -1170,6 +1170,8 @@ def test_all_levels_stand_in_one_column() -> None:
     findings.wrong("error", "keys.a", "subject", "found")
     findings.wrong("warning", "keys.b", "subject", "found")
     findings.unchecked("keys.c", "subject", "found")
-    _, *lines, _ = ("".join(text for text, _ in line) for line in _lines("/c", findings))
+    _, *lines, _ = (
+        "".join(text for text, _ in line) for line in findings_lines("/c", AREAS, findings)
+    )
     assert {line.index("subject") for line in lines if "subject" in line} == {12}
     assert lines[-1] == "            do: run this as root"

@@ -130,15 +130,24 @@ def _look_at_secrets(findings: Findings, config: Config) -> None:
     files["notify.urls_file"] = config.notify.urls_file
     for key, path in files.items():
         if path is not None:
-            _tried(findings, "configuration.secret", key, partial(secret.lines, path))
+            _tried(
+                findings,
+                "configuration.secret",
+                key,
+                partial(secret.lines, path),
+                f"give {path} to this account, with mode 0600",
+            )
 
 
-def _tried(findings: Findings, code: str, subject: str, act: Callable[[], object]) -> bool:
-    """Do something that raises when it is not as it must be; whether it was."""
+def _tried(
+    findings: Findings, code: str, subject: str, act: Callable[[], object], remedy: str
+) -> bool:
+    """Do something that raises when it is not as it must be, with ``remedy`` where that has no
+    hint; whether it was."""
     try:
         act()
     except BorgPullError as error:
-        findings.wrong("error", code, subject, error.message, remedy=error.hint)
+        findings.wrong("error", code, subject, error.message, remedy=error.hint or remedy)
         return False
     findings.ok(code, subject, "can be used")
     return True
@@ -181,7 +190,13 @@ def _look_at_key(findings: Findings, name: str, repository: Repository, subject:
     local = LocalRepository(repository, lambda: secret.passphrase(name, repository))
     # A run that holds the lock must not make this wait.
     words = ["list", "--bypass-lock", "--json", "--last", "1", str(repository.path)]
-    _tried(findings, "repository.opens", subject, lambda: local.run(words, timeout=_BORG_SECONDS))
+    _tried(
+        findings,
+        "repository.opens",
+        subject,
+        lambda: local.run(words, timeout=_BORG_SECONDS),
+        f"see what borg list {repository.path} says to this account with this passphrase",
+    )
 
 
 def _look_at_borg(findings: Findings, name: str, repository: Repository) -> None:
@@ -375,6 +390,8 @@ def _look_at_source(findings: Findings, name: str, source: Source, places: Place
         "source.identity",
         f"{name} ({source.identity})",
         lambda: identities.public_line(source.identity),
+        f"give {source.identity} to this account alone (chmod 0600), or make one: "
+        f"borg-pull keys generate {name}",
     ):
         return
     if source.protocol == "original":
