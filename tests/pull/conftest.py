@@ -99,6 +99,14 @@ class BackupServer:
 
 
 @pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory whose path leaves room for sockets below it, as a test's own does not."""
+    directory = Path(tempfile.mkdtemp(prefix="bp-", dir="/var/tmp"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
 def server(make_site: SiteMaker, build: Build, tmp_path: Path) -> Iterator[BackupServer]:
     """A backup server with one source, ``source``, and no job yet."""
     with backup_server(make_site(build), tmp_path) as made:

@@ -162,16 +162,16 @@ def test_a_timer_pulls_in_its_sandbox(admin: Admin) -> None:
     assert set(seen[6:]) <= {"writes /home", "writes /root"}
 
 
-def test_the_document(manager: Systemd, tmp_path: Path) -> None:
+def test_the_document(manager: Systemd, short_path: Path) -> None:
     """Every command of docs/schedules.md, and its lines for cron."""
     document = PROJECT / "docs/schedules.md"
     ((_kind, text),) = blocks(document, ("toml",))
-    main = tmp_path / "pull.toml"
+    main = short_path / "pull.toml"
     main.write_text(text)
     main.chmod(0o600)
     program = builds.frozen_bundle() / "borg-pull"
     names = (
-        f"HOME={tmp_path}",
+        f"HOME={short_path}",
         f"BORG_PULL_CONFIG={main}",
         f"PATH={program.parent}:/usr/bin:/bin",
     )

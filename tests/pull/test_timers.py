@@ -65,9 +65,9 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    return Host(tmp_path)
+def host(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setenv("HOME", str(short_path / "home"))
+    return Host(short_path)
 
 
 def verify(host: Host, scope: str) -> str:
