@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -133,7 +134,8 @@ def backup_server(site: Site, tmp_path: Path) -> Iterator[BackupServer]:
         "repository": {},
         "job": {},
     }
-    os.environ.setdefault("BORG_BASE_DIR", str(tmp_path / "borg"))
-    yield BackupServer(site=site, directory=directory, ledger=ledger, document=document)
+    # Of this one alone: the repositories of several are copies of one, and borg remembers by id.
+    with mock.patch.dict(os.environ, {"BORG_BASE_DIR": str(tmp_path / "borg")}):
+        yield BackupServer(site=site, directory=directory, ledger=ledger, document=document)
     ledger.close()
     shutil.rmtree(directory)
