@@ -86,6 +86,11 @@ def test_borg_sees_what_was_judged_and_nothing_else(parser: BorgParser) -> None:
     @example(b"create /@repo -- a /home/--rsh=sh")
     @example(b"create -- /repo -a /home")
     @example(b"create -C obfuscate,110,auto,zstd,22 '/r p#?%41' 'a %41' '/home/a b' /x::y")
+    @example(b"init -e repokey /r")
+    @example(b"list /r")
+    @example(b"info /r")
+    @example(b"check /r")
+    @example(b"restore /r a home")
     @example(b"prune -a 'a[!b]*' --keep-within=100000y --keep-last=1000000 -H 1 -w 3 /r")
     def sees(command: bytes) -> None:
         allowed = judged(command)
@@ -253,6 +258,13 @@ def test_the_wrapper_is_one_word_to_borg(wrapper: str) -> None:
     assert isinstance(allowed, Allowed)
     made = borg.command(allowed, "luna", rules(), RUNTIME, wrapper)
     assert shlex.split(made.environment["BORG_RSH"]) == [wrapper]
+
+
+@pytest.mark.parametrize("verb", ["list", "info"])
+def test_times_that_name_no_zone_are_utc(verb: str) -> None:
+    allowed = judged(f"{verb} /r".encode())
+    assert isinstance(allowed, Allowed)
+    assert borg.command(allowed, "luna", rules(), RUNTIME, "/w").environment["TZ"] == "UTC"
 
 
 def test_the_files_cache_is_one_per_set_of_paths() -> None:

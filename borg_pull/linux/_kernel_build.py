@@ -44,11 +44,8 @@ ffibuilder.set_source(
     #include <linux/magic.h>
     #include <sched.h>
     #include <signal.h>
-    #include <signal.h>
     #include <stddef.h>
     #include <stdint.h>
-    #include <stdio.h>
-    #include <string.h>
     #include <sys/auxv.h>
     #include <sys/ioctl.h>
     #include <sys/prctl.h>
@@ -372,19 +369,14 @@ ffibuilder.set_source(
         return setrlimit(RLIMIT_NPROC, &limit) != 0 ? -errno : 0;
     }
 
-    /* Whether a child of ours lives; the dead wait for us, so that no other has its number. */
+    /* Whether a child of ours lives; the dead are left to be reaped, so that no other has the
+       number. Asked of the kernel and not of /proc, which may hide the child and takes a
+       descriptor. */
     static int bp_lives(pid_t pid)
     {
-        char path[32], text[256];
-        snprintf(path, sizeof path, "/proc/%d/stat", pid);
-        int file = open(path, O_RDONLY | O_CLOEXEC);
-        if (file < 0)
-            return 1;
-        ssize_t size = read(file, text, sizeof text - 1);
-        close(file);
-        text[size > 0 ? size : 0] = 0;
-        const char *end = strrchr(text, ')');
-        return end == NULL || (end[1] == ' ' && end[2] != 'Z' && end[2] != 'X');
+        siginfo_t dead = {0};
+        return waitid(P_PID, (id_t)pid, &dead, WEXITED | WNOHANG | WNOWAIT) == 0
+            && dead.si_pid == 0;
     }
 
     struct bp_children { int living, dead; };

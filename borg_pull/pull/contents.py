@@ -85,7 +85,7 @@ def chosen(repository: Archives, glob: str, name: str) -> Archive:
             f"there is no archive {printable(name)}{nearest(name, names)}",
             "see borg-pull archives",
         )
-    return max(found, key=lambda archive: archive.time)
+    return found[-1]
 
 
 def members(paths: Sequence[str]) -> list[str]:

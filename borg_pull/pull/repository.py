@@ -69,6 +69,7 @@ class Archives:
     def archives(self, glob: str | None = None) -> list[Archive]:
         """Its archives, oldest first, of those whose names match ``glob``.
 
+        The order is borg's, which knows more of a second than it tells.
         Raises BorgPullError.
         """
         words = ["list", "--json", "--consider-checkpoints"] if glob is None else ["list", "--json"]
@@ -157,6 +158,9 @@ class LocalRepository(Archives):
         """
         passphrase = self.passphrase()
         environment = self._environment()
+        if words[0] in {"list", "info"}:
+            # borg 1's JSON gives local time and does not say of which zone.
+            environment["TZ"] = "UTC"
         reader: int | None = None
         if passphrase is not None:
             reader, writer = os.pipe()
@@ -280,6 +284,5 @@ def _milliseconds(end_at: float | None) -> float | None:
 
 
 def _archive(entry: dict[str, Any]) -> Archive:
-    # borg 1 gives local time without a zone.
-    moment = datetime.fromisoformat(entry["time"]).astimezone(UTC)
+    moment = datetime.fromisoformat(entry["time"]).replace(tzinfo=UTC)
     return Archive(id=entry["id"], name=entry["archive"], time=moment)

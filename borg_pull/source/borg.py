@@ -70,6 +70,9 @@ def command(
         # entries of the other sets as unseen.
         digest = sha256("\0".join(sorted(paths)).encode("utf-8", "surrogateescape"))
         environment["BORG_FILES_CACHE_SUFFIX"] = digest.hexdigest()[:16]
+    if allowed.verb in {"list", "info"}:
+        # borg 1's JSON gives local time and does not say of which zone.
+        environment["TZ"] = "UTC"
     return BorgCommand(
         argv=(
             runtime.borg,

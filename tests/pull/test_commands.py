@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,17 @@ def test_from_nothing_to_a_pull(server: BackupServer, borg_pull: Command) -> Non
     assert (run["job"], run["outcome"], run["kind"]) == ("www", "success", "create")
     assert run["archive"] in borg_pull("archives", "www").stdout
     borg_pull("logs", str(run["id"]))
+
+
+@pytest.mark.builds("frozen")
+def test_times_of_archives_are_utc_in_any_zone(server: BackupServer, borg_pull: Command) -> None:
+    server.repository()
+    server.job(paths=[data_of(server)])
+    before = datetime.now(UTC).replace(microsecond=0)
+    zone = os.environ | {"TZ": "Pacific/Kiritimati"}
+    borg_pull("run", "job", env=zone)
+    archive = json.loads(borg_pull("archives", "job", "--json", env=zone).stdout)
+    assert before <= datetime.fromisoformat(archive["time"]) <= datetime.now(UTC)
 
 
 @pytest.mark.builds("frozen")
