@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "BORG_RELOCATED_REPO_ACCESS_IS_OK",
 }  # fmt: skip
 TABLES = {"runtime", "audit", "confine", "limits", "client"}
+ADDED = {"create": {"BORG_FILES_CACHE_SUFFIX"}, "list": {"TZ"}, "info": {"TZ"}}
 
 
 def context(epoch: float = EPOCH) -> Context:
@@ -102,8 +103,7 @@ def verdict(
     assert judged.repository == again.operands[0]
     assert made.argv[0] == "/usr/bin/borg"
     restatement.check_command(again, client, table, judged.archive, made.argv)
-    suffix = {"BORG_FILES_CACHE_SUFFIX"} if judged.verb == "create" else set()
-    assert set(made.environment) == ENVIRONMENT | suffix
+    assert set(made.environment) == ENVIRONMENT | ADDED.get(judged.verb, set())
     return judged, made
 
 
