@@ -61,12 +61,15 @@ class Extracted:
     warnings: list[str]
 
 
-def readable_here(task: Task) -> None:
-    """Raise ConfigurationError where only the source can read the repository."""
+def readable_here(task: Task, instead: str) -> None:
+    """Raise ConfigurationError where only the source can read the repository.
+
+    ``instead`` are words of ``borg-pull restore``, which has the source do it.
+    """
     if task.repository.key_on == "source":
         raise ConfigurationError(
             f"repository {task.repository_name} is for the source alone to read (key_on)",
-            f"run borg-pull restore {task.name}, which has the source do it",
+            f"run: borg-pull restore {task.name} {instead}",
         )
 
 

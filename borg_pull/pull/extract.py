@@ -58,7 +58,7 @@ def extract(
     """
     config = invocation.config
     job = task(config, name)
-    contents.readable_here(job)
+    contents.readable_here(job, f"{printable(archive)} PATH...")
     patterns = contents.members(paths)
     repository = local(config, job.repository_name)
     found = contents.chosen(repository, config.archive_glob(name), archive)
@@ -119,7 +119,7 @@ def browse(invocation: Invocation, name: str, archive: str, path: str, *, as_jso
     """List what a job's archive, the latest unless named, holds at and below a path."""
     config = invocation.config
     job = task(config, name)
-    contents.readable_here(job)
+    contents.readable_here(job, f"{printable(archive)} PATH...")
     patterns = contents.members((path,))
     repository = local(config, job.repository_name)
     found = contents.chosen(repository, config.archive_glob(name), archive)
@@ -167,7 +167,7 @@ def mount(invocation: Invocation, name: str, directory: Path) -> int:
     """Mount a job's archives, each a directory, until borg-pull umount."""
     config = invocation.config
     job = task(config, name)
-    contents.readable_here(job)
+    contents.readable_here(job, "ARCHIVE PATH...")
     if _unmounter() is None or not FUSE_DEVICE.exists():
         raise SystemRefusedError("this host cannot mount archives: it has no FUSE", FUSE_HINT)
     if not directory.is_dir() or os.listdir(directory):

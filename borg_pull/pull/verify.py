@@ -87,11 +87,12 @@ def verify(invocation: Invocation, name: str, *, files: int, as_json: bool) -> i
     """Restore random files of a job's last backup and compare them with the source's.
 
     What has changed on the source since the backup is counted as such. Exit code: 0 when all is as
-    it should be, 2 when not.
+    it should be, 2 when not; 78 where this host cannot read the repository (key_on).
     """
     config, places = invocation.config, invocation.places
     job = task(config, name)
-    contents.readable_here(job)
+    # What the source itself restores and compares is its own word: no verification.
+    contents.readable_here(job, "latest / --dry-run, which has the source read and check it all")
     repository = local(config, job.repository_name)
     ledger = Ledger(places.ledger)
     try:

@@ -318,3 +318,25 @@ def test_with_the_passphrase_sent_along(
     borg_pull("run", "job")
     borg_pull("run", "job")
     assert len(repository.archives()) == 1
+
+
+@pytest.mark.usefixtures("repository")
+def test_what_reads_archives_here_says_who_can(
+    server: BackupServer, data: Path, tmp_path: Path, borg_pull: Command
+) -> None:
+    """One line, with the command that has the source do it; the source is not even asked."""
+    server.job(paths=[str(data)])
+    to = tmp_path / "to"
+    said = "borg-pull: repository repository is for the source alone to read (key_on); run: "
+    for words, instead in {
+        ("extract", "job", "latest", "/", "--to", str(to)): "restore job latest PATH...",
+        ("browse", "job"): "restore job latest PATH...",
+        ("mount", "job", str(tmp_path)): "restore job ARCHIVE PATH...",
+        ("verify", "job"): (
+            "restore job latest / --dry-run, which has the source read and check it all"
+        ),
+    }.items():
+        assert borg_pull(*words, code=78).stderr == f"{said}borg-pull {instead}\n"
+    assert not to.exists()
+    assert server.ledger.runs() == []
+    assert server.site.source.audit() == []
