@@ -136,6 +136,7 @@ KINDS: list[tuple[Any, str]] = [
     (fields.PositiveDuration, "time span"),
     (fields.Quota, "size"),
     (fields.RepositoryPath, "absolute path"),
+    (fields.RuntimeDirectory, "absolute path"),
     (fields.Size, "size"),
     (fields.SourcePath, "absolute path"),
     (fields.RemoteDirectory, "absolute path"),

@@ -31,6 +31,7 @@ from borg_pull.pull.fields import (
     Quota,
     RemoteDirectory,
     RepositoryPath,
+    RuntimeDirectory,
     Size,
     SourcePath,
     Umask,
@@ -60,7 +61,7 @@ class Settings(_Table):
     state_dir: AbsolutePath = _default(
         "~/.local/state/borg-pull", "Ledger, logs, keys and pinned host keys."
     )
-    runtime_dir: AbsolutePath | None = Field(
+    runtime_dir: RuntimeDirectory | None = Field(
         default=None,
         description="Private directories of running pulls. The default is `borg-pull` in "
         "`$XDG_RUNTIME_DIR`, else `run` in `state_dir`.",

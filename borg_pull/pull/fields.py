@@ -6,6 +6,7 @@ sizes with IEC or SI units (``500 GiB``).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,9 @@ from borg_pull.values import (
     path_fault,
     repository_fault,
 )
+
+LONGEST_RUNTIME_DIR = 80
+"""Bytes. A socket's path has 107 (unix(7)); a run's own directory and the socket need the rest."""
 
 SMALLEST_QUOTA = 10_000_000  # bytes, borg's own limit
 
@@ -198,6 +202,24 @@ def _repository_path(path: Path) -> Path:
     return path
 
 
+def runtime_dir_fault(path: Path) -> str | None:
+    """What makes ``path`` unfit for directories of sockets, or None."""
+    length = len(os.fsencode(path))
+    if length <= LONGEST_RUNTIME_DIR:
+        return None
+    return (
+        f"is too long for a directory of sockets ({length} bytes; "
+        f"the limit is {LONGEST_RUNTIME_DIR})"
+    )
+
+
+def _runtime_dir(path: Path) -> Path:
+    fault = runtime_dir_fault(path)
+    if fault is not None:
+        raise ValueError(fault)
+    return path
+
+
 def _metrics_file(path: Path) -> Path:
     if path.suffix != ".prom":
         raise ValueError("must end in .prom, else the collector leaves it aside")
@@ -230,6 +252,7 @@ AbsolutePath = Annotated[
     Path, BeforeValidator(_absolute), WithJsonSchema({"type": "string", "pattern": "^[/~]"})
 ]
 RepositoryPath = Annotated[AbsolutePath, AfterValidator(_repository_path)]
+RuntimeDirectory = Annotated[AbsolutePath, AfterValidator(_runtime_dir)]
 MetricsFile = Annotated[AbsolutePath, AfterValidator(_metrics_file)]
 SourcePath = Annotated[
     str, _unless(path_fault), WithJsonSchema({"type": "string", "pattern": "^/"})

@@ -201,13 +201,16 @@ def _contradictions(reading: Reading) -> Iterator[Fault]:
         *_dangling(reading, "job", "repository", jobs),
         *_overlapping(repositories),
         *_indistinct(jobs),
+        *_beyond_the_original(reading),
+        *_nobody_to_tell(reading),
     ]
     for kind, name, key, message in found:
-        yield Fault(reading.homes[kind, name], dotted((kind, name, key)), message)
+        home = reading.homes[kind, name] if name else str(reading.files[0])
+        yield Fault(home, dotted(part for part in (kind, name, key) if part), message)
 
 
 _Contradiction = tuple[str, str, str, str]
-"""Kind and name of a table, a key in it, and what is wrong with that."""
+"""Kind and name of a table, a key in it, and what is wrong with that. No name: of the main file."""
 
 
 def _dangling(
@@ -254,6 +257,36 @@ def _indistinct(jobs: Mapping[str, Job]) -> Iterator[_Contradiction]:
             yield "job", name, "archive", message
 
 
+def _beyond_the_original(reading: Reading) -> Iterator[_Contradiction]:
+    """What jobs ask of sources that are said to run the original tool, and that it cannot do."""
+    sources: dict[str, Source] = reading.named["source"]
+    repositories: dict[str, Repository] = reading.named["repository"]
+    jobs: dict[str, Job] = reading.named["job"]
+    for name, job in jobs.items():
+        source = sources.get(job.source)
+        if source is None or source.protocol != "original":
+            continue
+        tool = f"source {job.source} runs the original tool (protocol), which"
+        repository = repositories.get(job.repository)
+        if repository is not None and repository.key_on == "source":
+            yield (
+                *("job", name, "repository"),
+                f"has key_on = 'source', but {tool} cannot be asked about archives",
+            )
+        if len(job.paths) > 1:
+            yield "job", name, "paths", f"has {len(job.paths)}, but {tool} backs up one path"
+        if job.exclude:
+            yield "job", name, "exclude", f"cannot be had: {tool} knows no exclude"
+        if "{hostname}" in job.archive:
+            yield "job", name, "archive", f"has {{hostname}}, but {tool} does not tell what that is"
+
+
+def _nobody_to_tell(reading: Reading) -> Iterator[_Contradiction]:
+    notify = reading.once.get("notify")
+    if isinstance(notify, Notify) and notify.digest is not None and notify.urls_file is None:
+        yield "notify", "", "digest", "is sent to nobody without urls_file"
+
+
 def _prefixed(texts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Names of texts that begin with another's text, each with that other's name."""
     # In this order whatever begins with a text follows it at once.
@@ -271,6 +304,8 @@ def _archive_fault(name: str, job: Job) -> str | None:
     if fault is not None:
         return fault
     prefix = archive_prefix(name, job)
+    if prefix.startswith("verify-of-") and "@" in prefix:
+        return "begins like the archives that verify makes and deletes"
     if not prefix:
         return "does not begin with a text of its own, by which to tell this job's archives"
     if set(prefix) & set("*?[]"):

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from borg_pull.errors import ConfigurationError
 from borg_pull.pull.config import Settings
-
-LONGEST_RUNTIME_DIR = 80
-"""Bytes. A socket's path has 107 (unix(7)); a run's own directory and the socket need the rest."""
+from borg_pull.pull.fields import runtime_dir_fault
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,10 @@ class Places:
 
         Raises ConfigurationError for one that others could look into, OSError.
         """
-        directory = os.fsencode(self.runtime_dir)
-        if len(directory) > LONGEST_RUNTIME_DIR:
+        fault = runtime_dir_fault(self.runtime_dir)
+        if fault is not None:
             raise ConfigurationError(
-                f"{self.runtime_dir} is too long for a directory of sockets "
-                f"({len(directory)} bytes; the limit is {LONGEST_RUNTIME_DIR})",
-                "set settings.runtime_dir to a shorter one",
+                f"{self.runtime_dir} {fault}", "set settings.runtime_dir to a shorter one"
             )
         for place in (self.state_dir, self.runtime_dir, self.logs, self.locks, self.keys):
             private_directory(place)

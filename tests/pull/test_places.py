@@ -10,7 +10,8 @@ import pytest
 
 from borg_pull.errors import ConfigurationError
 from borg_pull.pull.config import Settings
-from borg_pull.pull.places import LONGEST_RUNTIME_DIR, Places
+from borg_pull.pull.fields import LONGEST_RUNTIME_DIR
+from borg_pull.pull.places import Places
 
 
 def test_they_are_made_for_this_user_alone(tmp_path: Path) -> None:
