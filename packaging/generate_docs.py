@@ -137,6 +137,7 @@ KINDS: list[tuple[Any, str]] = [
     (fields.Quota, "size"),
     (fields.RepositoryPath, "absolute path"),
     (fields.RuntimeDirectory, "absolute path"),
+    (fields.ShortDuration, "time span"),
     (fields.Size, "size"),
     (fields.SourcePath, "absolute path"),
     (fields.RemoteDirectory, "absolute path"),

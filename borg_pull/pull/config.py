@@ -32,6 +32,7 @@ from borg_pull.pull.fields import (
     RemoteDirectory,
     RepositoryPath,
     RuntimeDirectory,
+    ShortDuration,
     Size,
     SourcePath,
     Umask,
@@ -106,10 +107,10 @@ class Source(_Table):
     ciphers: Operand | None = Field(
         default=None, description="ssh's `Ciphers`, in place of those chosen for speed."
     )
-    keep_alive: PositiveDuration = _default(
+    keep_alive: ShortDuration = _default(
         "15s", "Time between ssh's keep-alives; with three lost the run is over."
     )
-    connect_timeout: PositiveDuration = _default("30s", "How long to wait for a connection.")
+    connect_timeout: ShortDuration = _default("30s", "How long to wait for a connection.")
 
     @model_validator(mode="after")
     def _original_needs_more(self) -> Source:

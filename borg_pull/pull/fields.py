@@ -62,6 +62,11 @@ _UNITS = {
     "week": 604800,
     "weeks": 604800,
 }
+LONGEST_SECONDS = 50 * 366 * 86400
+"""Fits an int of C, in which ssh and borg count seconds, and any date that it is added to."""
+LONGEST_WAIT = timedelta(days=1)
+"""For an answer of the network; more would fit no poll(2), which counts milliseconds."""
+
 _SPAN = re.compile(r"\s*([0-9]{1,9})\s*([a-z]*)")
 _A_DURATION = "a time span such as 36h or 1h 30min"
 _A_SIZE = "a size such as 500 GiB"
@@ -89,15 +94,20 @@ def _span(text: str) -> timedelta:
         at = match.end()
     if at == 0 or text[at:].strip():
         raise ValueError(f"must be {_A_DURATION}")
-    try:
-        return timedelta(seconds=seconds)
-    except OverflowError as error:
-        raise ValueError("is longer than can be counted") from error
+    if seconds > LONGEST_SECONDS:
+        raise ValueError("is longer than 50 years")
+    return timedelta(seconds=seconds)
 
 
 def _positive(value: timedelta) -> timedelta:
     if not value:
         raise ValueError("must be longer than nothing")
+    return value
+
+
+def _short(value: timedelta) -> timedelta:
+    if value > LONGEST_WAIT:
+        raise ValueError("is longer than a day")
     return value
 
 
@@ -283,6 +293,7 @@ _SPAN_SCHEMA = {
 }
 Duration = Annotated[timedelta, BeforeValidator(duration), WithJsonSchema(_SPAN_SCHEMA)]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
+ShortDuration = Annotated[PositiveDuration, AfterValidator(_short)]
 Size = Annotated[
     ByteSize,
     BeforeValidator(_size),

@@ -16,7 +16,7 @@ from borg_pull.errors import FailedError
 from borg_pull.pull.log import LogFile
 from borg_pull.pull.pull import Task
 from borg_pull.pull.ssh import tied
-from borg_pull.pull.stop import Stop
+from borg_pull.pull.stop import Stop, ready
 
 TERM_SECONDS = 5.0
 """What a hook gets to end by itself once it was asked to."""
@@ -85,8 +85,8 @@ def _run(
         if which == "before":
             poll.register(stop.fileno(), select.POLLIN)
         cause = None
-        if ended not in (ready := dict(poll.poll(seconds * 1000))):
-            cause = stop.reason if ready else f"was ended after {seconds:g} s"
+        if ended not in (found := ready(poll, seconds)):
+            cause = stop.reason if found else f"was ended after {seconds:g} s"
             _end(process, ended)
     finally:
         os.close(ended)

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 import os
 import select
+import time
+
+_LONGEST_POLL = 3600.0
+"""Seconds; poll(2) counts milliseconds in an int, which ends at 24 days."""
+
+
+def ready(poll: select.poll, seconds: float) -> dict[int, int]:
+    """What ``poll`` has within ``seconds``, however many these are: descriptors and events."""
+    until = time.monotonic() + seconds
+    while True:
+        left = max(0.0, until - time.monotonic())
+        found = dict(poll.poll(min(left, _LONGEST_POLL) * 1000))
+        if found or left <= _LONGEST_POLL:
+            return found
 
 
 class Stop:
@@ -27,7 +41,7 @@ class Stop:
         """Sleep, but no longer than until it is set; whether it is."""
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
-        poll.poll(max(0.0, seconds) * 1000)
+        ready(poll, seconds)
         return self.reason is not None
 
     def close(self) -> None:

@@ -162,6 +162,23 @@ def test_a_hook_that_takes_too_long_is_ended_with_all_it_started(
     until(lambda: not any(one.exists() for one in processes), seconds=10, what="their end")
 
 
+def test_a_timeout_of_more_milliseconds_than_an_int_has(
+    server: BackupServer, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """poll(2) would take 25 days for an overflow; and one that is cut up is waited for to its
+    end."""
+    data = data_of(server)
+    server.repository()
+    before = script("before", "exec sleep 0.5")
+    server.job(paths=[data], hooks={"before": before, "timeout": "2000w"})
+    monkeypatch.setattr("borg_pull.pull.stop._LONGEST_POLL", 0.1)
+    assert server.run() == "success", server.events
+    server.document["job"]["job"]["hooks"]["timeout"] = "1s"
+    server.document["job"]["job"]["hooks"]["before"] = script("before", "exec sleep 1000")
+    assert server.run() == "failure"
+    assert "hook before was ended after 1 s" in (ran(server).error or "")
+
+
 def test_a_hook_that_is_not_there(server: BackupServer) -> None:
     data = data_of(server)
     server.repository()
