@@ -20,7 +20,7 @@ from typing import Any
 from borg_pull.errors import BorgPullError, FailedError, InternalError, SystemRefusedError
 from borg_pull.pull import care, hooks
 from borg_pull.pull.config import Config
-from borg_pull.pull.due import next_event
+from borg_pull.pull.due import next_after
 from borg_pull.pull.ledger import Ledger, Run
 from borg_pull.pull.locks import of_job, of_repository, take
 from borg_pull.pull.log import Log
@@ -381,8 +381,8 @@ class Batch:
         if job.check is not None and self._stop.reason is None:
             last = self._ledger.last(task.name, kind="check")
             now = datetime.now(UTC)
-            due = None if last is None else next_event(job.check.schedule, min(last.started, now))
-            if last is None or (due is not None and due <= now):
+            due = next_after(job.check.schedule, None if last is None else last.started, now)
+            if due is not None and due <= now:
                 verdicts.append(self._cared(one, "check", lambda: care.check(task, archives)))
         return verdicts
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from borg_pull.pull.config import Config, Job
-from borg_pull.pull.due import next_due
+from borg_pull.pull.due import is_ahead, next_due
 from borg_pull.pull.ledger import Ledger, Run
 
 TREND_RUNS = 10
@@ -30,7 +30,9 @@ class Condition:
     no backup, or retention, check or verify failed), ``warning``, ``ok``."""
     last_success: Run | None
     age: timedelta | None
-    """Of the last success."""
+    """Of the last success; None when there is none, or its date is not to be trusted."""
+    is_ahead: bool
+    """Whether the last success is dated in the future: nobody knows when it was, so it is stale."""
     stale_after: timedelta
     last: Run | None
     """The last try that has ended."""
@@ -54,6 +56,7 @@ class Condition:
             "job": self.job,
             "state": self.state,
             "last_success": None if last_success is None else rfc3339(last_success.started),
+            "dated_ahead": self.is_ahead,
             "age_seconds": None if self.age is None else int(self.age.total_seconds()),
             "stale_after_seconds": int(self.stale_after.total_seconds()),
             "last_run": None if last is None else last.id,
@@ -115,20 +118,24 @@ def _condition(
     verified: Run | None,
 ) -> Condition:
     failed_care = tuple(run for run in cared if run.outcome not in GOOD)
-    # A clock set back makes the last success one of the future: it is then as fresh as can be.
-    age = None if last_success is None else max(now - last_success.started, timedelta(0))
-    started = [run.started for run in (last, running) if run is not None]
+    age = None
+    if last_success is not None and not is_ahead(start_of(last_success, now), now):
+        age = max(now - start_of(last_success, now), timedelta(0))
+    latest = max(
+        (run for run in (last, running) if run is not None), key=lambda run: run.id, default=None
+    )
     return Condition(
         job=name,
         state=_state(last_success, age, job, last, failed_care),
         last_success=last_success,
         age=age,
+        is_ahead=last_success is not None and age is None,
         stale_after=job.stale_after,
         last=last,
         running=running,
         failed_care=failed_care,
         sizes=tuple(reversed(sizes)),
-        next_due=next_due(job, max(started, default=None), now),
+        next_due=next_due(job, None if latest is None else start_of(latest, now), now),
         last_verified=None if verified is None else verified.started,
     )
 
@@ -140,13 +147,20 @@ def _state(
     last: Run | None,
     failed_care: tuple[Run, ...],
 ) -> State:
-    if last_success is None or age is None:
+    if last_success is None:
         return "never"
-    if age > job.stale_after:
+    if age is None or age > job.stale_after:
         return "stale"
     if failed_care or (last is not None and last.outcome not in GOOD):
         return "failing"
     return "warning" if last_success.outcome == "warning" else "ok"
+
+
+def start_of(run: Run, now: datetime) -> datetime:
+    """When the run began; when it ended, if the clock was ahead then and no longer at its end."""
+    if run.finished is not None and is_ahead(run.started, now):
+        return min(run.started, run.finished)
+    return run.started
 
 
 def rfc3339(moment: datetime) -> str:

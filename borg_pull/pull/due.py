@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cache
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from borg_pull.pull.config import Job
 
+SLACK = timedelta(minutes=5)
+"""What a clock may be set back without anything that it dated being doubted."""
+
+
+def is_ahead(moment: datetime, now: datetime) -> bool:
+    """Whether it was noted under a clock that was ahead of this one, so that nobody knows when."""
+    return moment > now + SLACK
+
 
 def next_due(job: Job, last_start: datetime | None, now: datetime) -> datetime | None:
     """When the job is to start next, in UTC; None for a job without a schedule.
 
-    In the past for one that is due, also for one that never ran. ``last_start`` is that of its
-    last run, whatever came of it; one in the future was noted under a clock that has since been
-    set back, and counts as now.
+    Not in the future for one that is due, also for one that never ran, or nobody knows when.
+    ``last_start`` is that of its last run, whatever came of it.
     """
-    if job.schedule is None:
-        return None
-    if last_start is None:
-        return now
-    return next_event(job.schedule, min(last_start, now))
+    return None if job.schedule is None else next_after(job.schedule, last_start, now)
 
 
 def is_due(job: Job, last_start: datetime | None, now: datetime) -> bool:
     """Whether it is to start now."""
     due = next_due(job, last_start, now)
     return due is not None and due <= now
+
+
+def next_after(expression: str, last: datetime | None, now: datetime) -> datetime | None:
+    """The first moment after ``last`` that the expression names; now without a ``last`` to trust.
+
+    Counted from now such a moment would for ever be to come.
+    """
+    if last is None or is_ahead(last, now):
+        return now
+    return next_event(expression, min(last, now))
 
 
 def next_event(expression: str, after: datetime) -> datetime | None:

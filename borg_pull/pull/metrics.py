@@ -59,13 +59,16 @@ def _jobs(registry: CollectorRegistry, found: Sequence[Condition]) -> None:
     new = gauge("archive_deduplicated_size_bytes", "What the last archive added.")
     files = gauge("archive_files", "Files in the last archive.")
     running = gauge("running", "Whether it runs now.")
-    stale = gauge("stale", "Whether the last backup is older than stale_after, or there is none.")
+    stale = gauge(
+        "stale", "Whether the last backup is older than stale_after, or not known to be fresh."
+    )
     failing = gauge("failing", "Whether the last run, retention or check failed.")
     due = gauge("next_due_timestamp_seconds", "When it is due next.")
     verified = gauge("last_verified_timestamp_seconds", "When a restore was last verified.")
     for one in found:
         if (good := one.last_success) is not None:
-            last_success.labels(one.job).set(good.started.timestamp())
+            # An alert on its age would stay silent until the date is past.
+            _set(last_success, one.job, None if one.is_ahead else good.started.timestamp())
             _set(size, one.job, good.original_size)
             _set(new, one.job, good.new_size)
             _set(files, one.job, good.files)

@@ -16,7 +16,7 @@ from typing import Literal
 
 from borg_pull.errors import ConfigurationError, FailedError, printable
 from borg_pull.pull.condition import Condition, rfc3339
-from borg_pull.pull.due import next_event
+from borg_pull.pull.due import is_ahead, next_after
 from borg_pull.pull.ledger import Ledger
 
 PING_SECONDS = 15.0
@@ -72,7 +72,7 @@ def digest_is_due(ledger: Ledger, expression: str, now: datetime) -> bool:
         ledger.set_state("digest", str(now.timestamp()))
         return False
     last = datetime.fromtimestamp(float(at), tz=now.tzinfo)
-    due = next_event(expression, min(last, now))
+    due = next_after(expression, last, now)
     return due is not None and due <= now
 
 
@@ -98,7 +98,10 @@ def text(one: Condition, state: Told) -> str:
 
 
 def _last(one: Condition) -> str:
-    return "never" if one.last_success is None else rfc3339(one.last_success.started)
+    if one.last_success is None:
+        return "never"
+    started = rfc3339(one.last_success.started)
+    return f"dated {started}, in the future" if one.is_ahead else started
 
 
 def _told(one: Condition, ledger: Ledger, now: datetime) -> Told:
@@ -116,10 +119,11 @@ def _told(one: Condition, ledger: Ledger, now: datetime) -> Told:
 def _first_seen(ledger: Ledger, job: str, now: datetime) -> datetime:
     """A job that never ran is not stale before it has had its time."""
     at = ledger.state(f"seen:{job}")
-    if at is None:
+    seen = None if at is None else datetime.fromtimestamp(float(at), tz=now.tzinfo)
+    if seen is None or is_ahead(seen, now):
         ledger.set_state(f"seen:{job}", str(now.timestamp()))
         return now
-    return datetime.fromtimestamp(float(at), tz=now.tzinfo)
+    return seen
 
 
 def _remembered(ledger: Ledger, job: str, now: datetime) -> tuple[Told, datetime]:

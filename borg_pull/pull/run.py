@@ -16,7 +16,7 @@ from borg_pull.errors import BorgPullError, RequestError
 from borg_pull.output import print_error
 from borg_pull.pull import notify, secret
 from borg_pull.pull.batch import Batch
-from borg_pull.pull.condition import conditions
+from borg_pull.pull.condition import conditions, start_of
 from borg_pull.pull.config import Config
 from borg_pull.pull.due import is_due
 from borg_pull.pull.faults import nearest
@@ -96,7 +96,7 @@ def _chosen(config: Config, ledger: Ledger, names: Sequence[str], *, due: bool) 
     if not due:
         return list(config.job)
     now = datetime.now(UTC)
-    last = {name: run.started for name, run in ledger.latest(config.job).items()}
+    last = {name: start_of(run, now) for name, run in ledger.latest(config.job).items()}
     return [name for name, job in config.job.items() if is_due(job, last.get(name), now)]
 
 

@@ -154,7 +154,13 @@ def run_object(run: Run) -> dict[str, Any]:
 
 def why(one: Condition) -> str:
     """One line on what is wrong with a job, and where to look."""
-    if one.state == "stale":
+    if one.is_ahead and one.last_success is not None:
+        text = (
+            f"{one.job}: the last backup is dated {rfc3339(one.last_success.started)}, in the "
+            "future: this host's clock is wrong, or was; nobody knows how old it is; see "
+            f"borg-pull doctor, then run: borg-pull run {one.job}"
+        )
+    elif one.state == "stale":
         text = f"{one.job}: no backup for {age(one.age)}, more than {age(one.stale_after)}"
     elif one.failed_care:
         run = one.failed_care[0]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from borg_pull.pull import metrics, status
 from borg_pull.pull.condition import Condition, conditions
 from borg_pull.pull.config import Config
 from borg_pull.pull.ledger import Ledger
@@ -34,7 +35,10 @@ def past(ledger: Ledger, tmp_path: Path) -> Past:
             ledger.finish(run, outcome, **fields)
         started = (NOW - timedelta(hours=hours)).timestamp()
         with sqlite3.connect(tmp_path / "ledger.sqlite") as database:
-            database.execute("UPDATE run SET started = ? WHERE id = ?", (started, run))
+            database.execute(
+                "UPDATE run SET started = ?, finished = iif(finished, ?, NULL) WHERE id = ?",
+                (started, started + 60, run),
+            )
 
     return put
 
@@ -120,10 +124,27 @@ def test_what_runs_now(ledger: Ledger, past: Past) -> None:
     assert found.state == "ok"
 
 
-def test_a_clock_set_back_makes_nothing_stale(ledger: Ledger, past: Past) -> None:
+def test_a_success_of_the_future_is_not_fresh(ledger: Ledger, past: Past, tmp_path: Path) -> None:
+    past(6, "success")
     past(-1000, "success")
     found = condition(ledger, schedule="daily")
-    assert found.state == "ok"
-    assert found.age == timedelta(0)
+    assert (found.state, found.is_ahead, found.age) == ("stale", True, None)
+    assert found.next_due == NOW, "at once, for nobody knows when it last was"
+    assert found.as_json()["dated_ahead"] is True
+    assert found.as_json()["age_seconds"] is None
+    assert "is dated 2027-01-02T04:00:00Z, in the future" in status.why(found)
+    values = tmp_path / "borg_pull.prom"
+    metrics.write(values, Config(), [found], NOW)
+    assert 'borg_pull_job_stale{job="job"} 1.0' in values.read_text()
+    assert "last_success_timestamp_seconds{" not in values.read_text()
+    past(1, "success")
+    found = condition(ledger, schedule="daily")
+    assert (found.state, found.is_ahead, found.age) == ("ok", False, timedelta(hours=1))
+
+
+def test_a_clock_set_back_by_little_makes_nothing_stale(ledger: Ledger, past: Past) -> None:
+    past(-0.05, "success")
+    found = condition(ledger, schedule="daily")
+    assert (found.state, found.is_ahead, found.age) == ("ok", False, timedelta(0))
     assert found.next_due is not None
-    assert found.next_due <= NOW + timedelta(days=1)
+    assert NOW < found.next_due <= NOW + timedelta(days=1)

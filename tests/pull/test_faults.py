@@ -368,6 +368,24 @@ def test_the_clock_is_set_back(faulty: Faulty) -> None:
 
 
 @ONE_BUILD
+def test_the_clock_was_ahead_for_a_whole_run(faulty: Faulty) -> None:
+    """The backup's date is then no proof of its being fresh: it is said, and made anew."""
+    clock = Clock(faulty.server.directory)
+    faulty.environment = clock.environment
+    faulty.server.document["job"]["job"]["schedule"] = "daily"
+    clock.jump_to(YEAR)
+    faulty.run(code=0)
+    assert " ok " in faulty.output("status", code=0), "the control: by that clock it is fresh"
+    clock.jump_to(0)
+    shown = faulty.output("status", code=1)
+    assert "stale" in shown
+    assert "in the future: this host's clock is wrong, or was" in shown
+    faulty.run(words=("run", "--due"), code=0)
+    assert len(faulty.repository.archives()) == 2
+    assert " ok " in faulty.output("status", code=0)
+
+
+@ONE_BUILD
 def test_nobody_reads_what_it_says(faulty: Faulty) -> None:
     with faulty.held(words=("run", "job", "--json")) as pulling:
         assert pulling.process.stdout is not None

@@ -39,6 +39,7 @@ def condition(state: State, job: str = "job") -> Condition:
         failed_care=(),
         sizes=(),
         next_due=None,
+        is_ahead=False,
         last_verified=None,
     )
 
@@ -109,6 +110,13 @@ def test_a_new_job_has_its_time_before_it_is_stale(ledger: Ledger) -> None:
     assert [one.kind for one in tell(ledger, post, "never", 36.1)] == ["stale"]
 
 
+def test_a_new_job_has_no_more_than_its_time_when_the_clock_is_set_back(ledger: Ledger) -> None:
+    post = Post()
+    assert tell(ledger, post, "never", 10_000) == []
+    assert tell(ledger, post, "never", 0) == []
+    assert [one.kind for one in tell(ledger, post, "never", 36.1)] == ["stale"]
+
+
 def test_a_clock_set_back_silences_no_reminder(ledger: Ledger) -> None:
     post = Post()
     tell(ledger, post, "stale", 10_000)
@@ -131,6 +139,12 @@ def test_the_digest_has_the_bad_ones_first(ledger: Ledger) -> None:
     digest = post.bodies[-1].splitlines()
     assert digest[0].endswith("1 not fine")
     assert [line.partition(":")[0] for line in digest[1:]] == ["z", "a"]
+    run(NOW + timedelta(days=400))
+    sent = len(post.bodies)
+    run(NOW)
+    assert len(post.bodies) == sent + 1, "the clock was set back"
+    run(NOW + timedelta(hours=1))
+    assert len(post.bodies) == sent + 1
 
 
 @pytest.fixture
