@@ -204,3 +204,47 @@ def _is_number(text: str, least: int, most: int) -> bool:
 def is_control(character: str) -> bool:
     """Whether a terminal could act on it."""
     return character < " " or "\x7f" <= character <= "\x9f"
+
+
+def quoted(value: str) -> str:
+    """``value`` for a message: ASCII, one line, at most 200 characters."""
+    text = ascii(value)
+    return text if len(text) <= 200 else f"{text[:160]}... ({len(value)} characters)"
+
+
+def nonce_fault(nonce: str) -> str | None:
+    """What makes ``nonce`` unfit for the name of one run's socket, or None."""
+    if 16 <= len(nonce) <= 64 and nonce.isascii() and nonce.isalnum():
+        return None
+    return "is not 16 to 64 letters and digits"
+
+
+def client_name_fault(name: str) -> str | None:
+    """What makes ``name`` unfit: it becomes part of a socket's and a directory's name and the host
+    of borg's URL."""
+    if not (
+        0 < len(name) <= 64
+        and name.isascii()
+        and name[0].isalnum()
+        and all(character.isalnum() or character in "._-" for character in name)
+    ):
+        return "is no client name (letters, digits, '.', '_', '-', up to 64)"
+    other, _, nonce = name.rpartition(".")
+    if other and nonce_fault(nonce) is None:
+        return (
+            f"is no client name: its socket could be that of one run of a client {other}; "
+            "shorten what follows the last dot to 15 characters, or put a '-' or '_' in it"
+        )
+    return None
+
+
+def action_name_fault(name: str) -> str | None:
+    """What makes ``name`` unfit for an action or a target, or None."""
+    if (
+        0 < len(name) <= 64
+        and name.isascii()
+        and name[0].isalnum()
+        and all(character.isalnum() or character in "_-" for character in name)
+    ):
+        return None
+    return "is no name (letters, digits, '_', '-', up to 64)"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import borg_pull
-from borg_pull import audit, errors, values
+from borg_pull import aio_policy, audit, errors, roles, schema, settings, values
 from borg_pull.admin.doctor.settings import SETTINGS
 from borg_pull.pull import config, fields
 from borg_pull.pull.faults import table_of
@@ -94,7 +94,7 @@ def exit_codes() -> str:
     return table(("exit", "meaning"), [(str(code), meanings[code]) for code in sorted(meanings)])
 
 
-def configuration_keys(keys: Sequence[whitelist.Key]) -> str:
+def configuration_keys(keys: Sequence[schema.Key]) -> str:
     """The table of one TOML table's keys."""
     return table(
         ("key", "type", "default", "meaning"),
@@ -258,10 +258,14 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "exit-codes": ("protocol.md", exit_codes),
     "verbs": ("protocol.md", verbs),
     "sizes": ("protocol.md", sizes),
-    "runtime-keys": ("configuration.md", lambda: configuration_keys(whitelist.RUNTIME_KEYS)),
-    "audit-keys": ("configuration.md", lambda: configuration_keys(whitelist.AUDIT_KEYS)),
+    "runtime-keys": ("configuration.md", lambda: configuration_keys(settings.RUNTIME_KEYS)),
+    "audit-keys": ("configuration.md", lambda: configuration_keys(settings.AUDIT_KEYS)),
     "confine-keys": ("configuration.md", lambda: configuration_keys(whitelist.CONFINE_KEYS)),
     "limit-keys": ("configuration.md", lambda: configuration_keys(whitelist.LIMIT_KEYS)),
+    "feature-keys": ("configuration.md", lambda: configuration_keys(roles.FEATURE_KEYS)),
+    "aio-keys": ("configuration.md", lambda: configuration_keys(aio_policy.AIO_KEYS)),
+    "target-keys": ("configuration.md", lambda: configuration_keys(aio_policy.TARGET_KEYS)),
+    "action-keys": ("configuration.md", lambda: configuration_keys(aio_policy.ACTION_KEYS)),
     "sshd-settings": ("sshd.md", sshd_settings),
     "client-keys": ("configuration.md", lambda: configuration_keys(whitelist.CLIENT_KEYS)),
     "pull-settings-keys": ("pull-configuration.md", lambda: pull_keys(config.Settings)),

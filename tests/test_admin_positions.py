@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from borg_pull.source.positions import Positions
+from borg_pull.positions import Positions
 
 DOCUMENT = '''\
 # [client.comment]

@@ -6,14 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from borg_pull.source.positions import Positions
-from borg_pull.source.whitelist import (
-    AUDIT_KEYS,
-    CLIENT_KEYS,
-    CONFINE_KEYS,
-    LIMIT_KEYS,
-    RUNTIME_KEYS,
-)
+from borg_pull.aio_policy import ACTION_KEYS, AIO_KEYS, TARGET_KEYS
+from borg_pull.positions import Positions
+from borg_pull.roles import FEATURE_KEYS
+from borg_pull.settings import AUDIT_KEYS, RUNTIME_KEYS
+from borg_pull.source.whitelist import CLIENT_KEYS, CONFINE_KEYS, LIMIT_KEYS
 from tests.admin_runs import run
 
 TESTS = Path(__file__).parent
@@ -64,10 +61,19 @@ def test_the_annotated_example_shows_every_key() -> None:
         "audit": AUDIT_KEYS,
         "confine": CONFINE_KEYS,
         "limits": LIMIT_KEYS,
+        "features": FEATURE_KEYS,
+        "aio": AIO_KEYS,
     }
     for table, keys in tables.items():
         for key in keys:
             assert positions.has(f"{table}.{key.name}"), key.name
-    clients = ("luna", "stella", "vega")
-    for key in CLIENT_KEYS:
-        assert any(positions.has(f"client.{client}.{key.name}") for client in clients), key.name
+    for keys, places in (
+        (CLIENT_KEYS, ("client.luna", "client.stella", "client.vega")),
+        (TARGET_KEYS, ("aio.target.vault", "aio.target.disk")),
+        (
+            [key for key in ACTION_KEYS if key.name != "remote_repo"],
+            ("action.nightly", "action.check-disk"),
+        ),
+    ):
+        for key in keys:
+            assert any(positions.has(f"{place}.{key.name}") for place in places), key.name

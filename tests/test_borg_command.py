@@ -12,10 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from borg_pull.errors import RequestError
+from borg_pull.settings import Runtime
 from borg_pull.source import borg
 from borg_pull.source.judge import Allowed, Context, Refused, expand, judge
 from borg_pull.source.request import ENCRYPTION_MODES, VERBS, parse
-from borg_pull.source.whitelist import ClientRules, Runtime
+from borg_pull.source.whitelist import ClientRules
 from borg_pull.values import archive_fault
 from tests.properties import restatement, strategies, words
 from tests.properties.borg_parsers import VERSIONS, BorgParser, BorgParserError

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pytest
 
+from borg_pull import schema
 from borg_pull.pull import config as pull_config
 from borg_pull.source import whitelist
 from tests.harness import processes
@@ -201,7 +202,7 @@ def test_configurations_shown_are_sound(text: str, tmp_path: Path) -> None:
         path.chmod(0o600)
         assert pull_config.load(path).job
     else:
-        loaded = whitelist.load(whitelist.SourceFile(name="shown", content=text.encode()), {})
+        loaded = whitelist.load(schema.SourceFile(name="shown", content=text.encode()), {})
         assert loaded.clients
 
 

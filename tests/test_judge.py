@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import pytest
 
+from borg_pull.schema import SourceFile
 from borg_pull.source.judge import Allowed, Context, Grant, Refused, expand, judge
 from borg_pull.source.request import parse
-from borg_pull.source.whitelist import ClientRules, SourceFile, load
+from borg_pull.source.whitelist import ClientRules, load
 from tests.properties.toml_text import toml_table
 
 MOMENT = time.struct_time((2026, 11, 21, 9, 5, 8, 5, 325, 0))

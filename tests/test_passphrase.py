@@ -21,10 +21,11 @@ from borg_pull.errors import (
     RequestError,
     SystemRefusedError,
 )
+from borg_pull.schema import SourceFile
 from borg_pull.source import confine, passphrase
 from borg_pull.source.capture import output_of
 from borg_pull.source.passphrase import MAX_PASSPHRASE, obtain
-from borg_pull.source.whitelist import ClientRules, SourceFile, load
+from borg_pull.source.whitelist import ClientRules, load
 from borg_pull.trust import Trust
 from tests.harness.wait import until
 from tests.properties.toml_text import toml_table

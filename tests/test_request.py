@@ -5,15 +5,7 @@ from __future__ import annotations
 import pytest
 
 from borg_pull.errors import RequestError
-from borg_pull.source.request import (
-    MAX_COMMENT,
-    MAX_REQUEST,
-    VERBS,
-    Request,
-    parse,
-    quoted,
-    split,
-)
+from borg_pull.source.request import MAX_COMMENT, MAX_REQUEST, VERBS, Request, parse, split
 from borg_pull.values import (
     MAX_ARCHIVE_NAME,
     MAX_PATHS,
@@ -22,6 +14,7 @@ from borg_pull.values import (
     compression_fault,
     exclude_fault,
     path_fault,
+    quoted,
     repository_fault,
 )
 

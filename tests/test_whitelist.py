@@ -9,21 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from borg_pull.schema import Fault, SourceFile, WhitelistError, nearest_name
+from borg_pull.settings import AUDIT_KEYS, RUNTIME_KEYS
 from borg_pull.source.whitelist import (
-    AUDIT_KEYS,
     CLIENT_KEYS,
     CONFINE_KEYS,
     CREATE_FLAGS,
     LIMIT_KEYS,
-    RUNTIME_KEYS,
-    Fault,
-    SourceFile,
     Whitelist,
-    WhitelistError,
     load,
     load_settings,
     load_socket_dir,
-    nearest_name,
     public_key_fault,
 )
 

@@ -21,23 +21,14 @@ import click
 
 from borg_pull.admin import host
 from borg_pull.audit import sidecar_of
+from borg_pull.configuration_files import client_directory, main_file
 from borg_pull.errors import ConfigurationError, printable
 from borg_pull.output import print_lines, put
-from borg_pull.source.installation import (
-    client_directory,
-    main_file,
-    program_beside,
-    socket_wrapper,
-)
-from borg_pull.source.positions import Positions
-from borg_pull.source.request import ENCRYPTION_MODES, quoted, split
-from borg_pull.source.whitelist import (
-    ClientRules,
-    Fault,
-    Settings,
-    SourceFile,
-    examine,
-)
+from borg_pull.positions import Positions
+from borg_pull.schema import Fault, SourceFile
+from borg_pull.source.installation import program_beside, socket_wrapper
+from borg_pull.source.request import ENCRYPTION_MODES, split
+from borg_pull.source.whitelist import ClientRules, Settings, examine
 from borg_pull.trust import (
     Trust,
     check_directories,
@@ -45,6 +36,7 @@ from borg_pull.trust import (
     check_program,
     read_file,
 )
+from borg_pull.values import quoted
 
 MANY_CLIENTS = 200
 """Clients in the main file from which on every request pays noticeably for parsing all of them."""

@@ -15,6 +15,7 @@ from typing import Literal, TypedDict
 import click
 
 from borg_pull.admin import host
+from borg_pull.configuration_files import client_file, main_file
 from borg_pull.credentials import masked_request
 from borg_pull.errors import (
     BorgPullError,
@@ -23,29 +24,18 @@ from borg_pull.errors import (
     printable,
 )
 from borg_pull.output import print_lines, put
+from borg_pull.positions import Positions
+from borg_pull.schema import SourceFile
 from borg_pull.source import borg, confine
-from borg_pull.source.installation import (
-    client_file,
-    current_context,
-    main_file,
-    program_beside,
-    socket_wrapper,
-)
+from borg_pull.source.installation import current_context, program_beside, socket_wrapper
 from borg_pull.source.judge import Allowed, Refused, judge
 from borg_pull.source.lockdown import reason_of
-from borg_pull.source.positions import Positions
-from borg_pull.source.request import parse, quoted
+from borg_pull.source.request import parse
 from borg_pull.source.state import find_own_directory
 from borg_pull.source.state import places as state_places
-from borg_pull.source.whitelist import (
-    CLIENT_KEYS,
-    ClientRules,
-    Settings,
-    SourceFile,
-    client_name_fault,
-    load,
-)
+from borg_pull.source.whitelist import CLIENT_KEYS, ClientRules, Settings, load
 from borg_pull.trust import Trust
+from borg_pull.values import client_name_fault, quoted
 
 
 class Rule(TypedDict):

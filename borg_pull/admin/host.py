@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from borg_pull.configuration_files import client_directory, client_file, main_file
 from borg_pull.errors import (
     BorgPullError,
     ConfigurationError,
@@ -19,8 +20,8 @@ from borg_pull.errors import (
 )
 from borg_pull.linux.capabilities import DAC_READ_SEARCH
 from borg_pull.linux.paths import open_without_links
-from borg_pull.source.installation import client_directory, client_file, main_file
-from borg_pull.source.whitelist import Settings, SourceFile, load_settings
+from borg_pull.schema import SourceFile
+from borg_pull.source.whitelist import Settings, load_settings
 from borg_pull.trust import Trust
 
 UNCHECKED = Trust(enforced=False, uid=0)

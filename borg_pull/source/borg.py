@@ -8,8 +8,9 @@ from borg_pull.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from borg_pull.settings import Runtime
     from borg_pull.source.judge import Allowed
-    from borg_pull.source.whitelist import ClientRules, Runtime
+    from borg_pull.source.whitelist import ClientRules
 
 
 class BorgCommand(Record):

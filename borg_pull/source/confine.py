@@ -12,8 +12,8 @@ from borg_pull.linux.signals import SIGKILL
 from borg_pull.record import Record
 from borg_pull.source.borg import lock_directory
 from borg_pull.source.installation import socket_wrapper
-from borg_pull.source.request import quoted
 from borg_pull.source.state import places
+from borg_pull.values import quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 
 from borg_pull.record import Record
-from borg_pull.source.request import Request, quoted
-from borg_pull.values import archive_fault, archive_parts
+from borg_pull.values import archive_fault, archive_parts, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from borg_pull.source.request import Request
     from borg_pull.source.whitelist import ClientRules
 
 

@@ -10,7 +10,7 @@ import select
 import sys
 import time
 
-from borg_pull import PROTOCOL_VERSION, __version__
+from borg_pull import PROTOCOL_VERSION, __version__, configuration_files, values
 from borg_pull.audit import AuditLog, Common, encode, is_session, new_session, timestamp
 from borg_pull.errors import (
     SHORTAGES,
@@ -247,7 +247,7 @@ def _invocation(arguments: list[str], environment: Mapping[bytes, bytes]) -> Inv
             f"usage, in authorized_keys: {PROGRAM} CONFIG_FILE CLIENT_NAME",
         )
     _, config, client = arguments
-    unfit = whitelist.client_name_fault(client)
+    unfit = values.client_name_fault(client)
     if unfit is not None:
         raise ConfigurationError(f"{client!a} {unfit}", "see authorized_keys")
     return Invocation(
@@ -285,9 +285,9 @@ def _trust() -> Trust:
 def _read_whitelist(invocation: Invocation, trust: Trust) -> Whitelist:
     """The settings and this client's rules; a fault in them is recorded if at all possible."""
     config = invocation.config
-    main_file = installation.main_file(config, trust)
+    main_file = configuration_files.main_file(config, trust)
     try:
-        own = installation.client_file(config, invocation.client, trust)
+        own = configuration_files.client_file(config, invocation.client, trust)
         files = {} if own is None else {invocation.client: own}
         return whitelist.load(main_file, files, only=invocation.client)
     except ConfigurationError as error:

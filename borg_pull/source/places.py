@@ -13,7 +13,7 @@ from borg_pull.errors import SystemRefusedError
 from borg_pull.record import Record
 from borg_pull.source.limits import RECORD_BYTES, SINCE, UNKNOWN, refused, table_path
 from borg_pull.source.request import VERBS
-from borg_pull.source.whitelist import client_name_fault
+from borg_pull.values import client_name_fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

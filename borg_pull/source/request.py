@@ -19,7 +19,9 @@ from borg_pull.values import (
     exclude_fault,
     interval_fault,
     is_control,
+    nonce_fault,
     path_fault,
+    quoted,
     repository_fault,
 )
 
@@ -261,12 +263,6 @@ def _require(what: str, value: str, fault: str | None, *, alone: bool = False) -
         raise RequestError(f"{what} {quoted(value)} {fault}", hint)
 
 
-def quoted(value: str) -> str:
-    """``value`` for a message: ASCII, one line, at most 200 characters."""
-    text = ascii(value)
-    return text if len(text) <= 200 else f"{text[:160]}... ({len(value)} characters)"
-
-
 ENCRYPTION_MODES = (
     "none",
     "authenticated",
@@ -296,13 +292,6 @@ def _comment_fault(comment: str) -> str | None:
     if "{" in comment or "}" in comment:
         return "has a brace, which borg would expand"
     return None
-
-
-def nonce_fault(nonce: str) -> str | None:
-    """What makes ``nonce`` unfit for the name of one run's socket, or None."""
-    if 16 <= len(nonce) <= 64 and nonce.isascii() and nonce.isalnum():
-        return None
-    return "is not 16 to 64 letters and digits"
 
 
 def _switch(name: str, short: str | None = None) -> Option:

@@ -8,7 +8,8 @@ from random import Random
 
 import tomli
 
-from borg_pull.source.whitelist import AUDIT_KEYS, CONFINE_KEYS, RUNTIME_KEYS
+from borg_pull.settings import AUDIT_KEYS, RUNTIME_KEYS
+from borg_pull.source.whitelist import CONFINE_KEYS
 from tests.properties import checks, words
 from tests.properties.toml_text import toml_string, toml_value
 
@@ -127,7 +128,7 @@ def _text(random: Random) -> str:
 TARGET = Target(
     name="whitelist",
     check=check,
-    reaches={"borg_pull.source.whitelist": (), "borg_pull.source.positions": ()},
+    reaches={"borg_pull.source.whitelist": (), "borg_pull.positions": ()},
     weight=3,
     seeds=seeds,
     mutate=mutate,

@@ -8,19 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from borg_pull.errors import RequestError, printable
+from borg_pull.schema import SourceFile, WhitelistError
+from borg_pull.settings import Runtime
 from borg_pull.source import borg
 from borg_pull.source.judge import Allowed, Context, Refused, judge
 from borg_pull.source.request import Request, parse
-from borg_pull.source.whitelist import (
-    CLIENT_KEYS,
-    ClientRules,
-    Runtime,
-    SourceFile,
-    Whitelist,
-    WhitelistError,
-    load,
-    load_settings,
-)
+from borg_pull.source.whitelist import CLIENT_KEYS, ClientRules, Whitelist, load, load_settings
 
 from . import restatement
 from .toml_text import toml_table

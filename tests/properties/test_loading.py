@@ -8,7 +8,7 @@ import tomli
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from borg_pull.source.whitelist import client_name_fault
+from borg_pull.values import client_name_fault
 
 from . import strategies
 from .checks import check_rules, loaded

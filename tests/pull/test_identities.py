@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from borg_pull import schema, values
 from borg_pull.admin.authorized_keys import KEY_OPTIONS
 from borg_pull.errors import BorgPullError
 from borg_pull.pull import identities
@@ -50,7 +51,7 @@ class TestGenerate:
         assert "[client.luna]" in answer.stdout
         shown = answer.stdout.partition("keys = ")[2].partition("]\n")[0] + "]\n"
         text = f'[runtime]\nsocket_dir = "/s"\nhome = "/h"\n[client.luna]\nkeys = {shown}'
-        loaded = whitelist.load(whitelist.SourceFile(name="shown", content=text.encode()), {})
+        loaded = whitelist.load(schema.SourceFile(name="shown", content=text.encode()), {})
         assert loaded.clients["luna"].keys == (line,)
 
     @pytest.mark.parametrize("name", ["web1", "web1.pub"])
@@ -220,7 +221,7 @@ class TestList:
 def test_this_hosts_name(monkeypatch: pytest.MonkeyPatch, host: str, client: str) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: host)
     assert identities.this_host() == client
-    assert whitelist.client_name_fault(client) is None
+    assert values.client_name_fault(client) is None
 
 
 def test_a_host_without_ssh_keygen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

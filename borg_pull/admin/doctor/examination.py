@@ -10,9 +10,10 @@ from borg_pull.admin import host
 from borg_pull.admin.check import check_configuration
 from borg_pull.admin.doctor import account, kernel, keys, programs, sshd, storage
 from borg_pull.admin.doctor.sshd import Asked
+from borg_pull.configuration_files import main_file
 from borg_pull.errors import ConfigurationError
 from borg_pull.findings import Finding, Findings, Level
-from borg_pull.source.installation import main_file, program_beside
+from borg_pull.source.installation import program_beside
 from borg_pull.source.lockdown import reason_of
 from borg_pull.source.whitelist import ClientRules, Settings, examine
 
