@@ -71,7 +71,7 @@ def test_the_annotated_example_shows_every_key() -> None:
         (CLIENT_KEYS, ("client.luna", "client.stella", "client.vega")),
         (TARGET_KEYS, ("aio.target.vault", "aio.target.disk")),
         (
-            [key for key in ACTION_KEYS if key.name != "remote_repo"],
+            tuple(key for key in ACTION_KEYS if key.name != "remote_repo"),
             ("action.nightly", "action.check-disk"),
         ),
     ):
