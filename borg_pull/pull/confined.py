@@ -19,6 +19,7 @@ from pathlib import Path
 
 from borg_pull.errors import BorgPullError, SystemRefusedError
 from borg_pull.linux import landlock, process
+from borg_pull.pull import preload
 
 MARK = "--confined"
 
@@ -99,9 +100,11 @@ def main(argument: str) -> int:
     # Ends with the thread that started this, however that ends.
     process.set_parent_death_signal(signal.SIGTERM)
     try:
-        interpreter = _interpreter(order.argv[0]) if order.is_connected else None
+        loading = None
+        if order.is_connected:
+            loading = preload.command(order.argv, preload.AT_A_CONNECTION)
         connection = None
-        if order.is_connected and interpreter is None:
+        if order.is_connected and loading is None:
             connection = _awaited_connection()
             if connection is None:
                 return 0
@@ -113,49 +116,17 @@ def main(argument: str) -> int:
             os.closerange(3, 4096)
         os.umask(order.umask)
         os.chdir(order.directory)
-        if interpreter is None:
+        if loading is None:
             os.execve(order.argv[0], order.argv, order.environment)
         # What it opens as its output must be a socket like what that will be.
         os.dup2(0, 1)
-        os.execve(interpreter, [interpreter, "-I", "-c", _READY, *order.argv], order.environment)
+        os.execve(loading[0], loading, order.environment)
     except BorgPullError as error:
         _say(error.line())
         return error.exit_code
     except OSError as error:
         _say(f"cannot become {order.argv[0]}: {error.strerror}")
         return SystemRefusedError.exit_code
-
-
-_READY = """\
-import array, os, runpy, socket, sys
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-try:
-    import borg.archiver
-except Exception:
-    pass  # what is wrong with it is told when it is run, below
-with socket.socket(fileno=os.dup(0)) as door:
-    found = door.recvmsg(1, socket.CMSG_LEN(4))[1]
-if not found:
-    sys.exit(0)
-connection = array.array("i", found[0][2][:4])[0]
-os.dup2(connection, 0)
-os.dup2(connection, 1)
-os.close(connection)
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-"""Runs the script it is given as the interpreter would, but has borg loaded before there is a
-connection: that takes borg as long as a small pull, and the source has not come so far yet."""
-
-
-def _interpreter(program: str) -> str | None:
-    """The Python that ``program`` is a script of; None when it is none, or asks for options."""
-    with open(program, "rb") as file:
-        mark, _, path = file.readline(256).rstrip(b"\n").partition(b"#!")
-    name = os.path.basename(path)
-    if mark or not path.startswith(b"/") or b" " in path or not name.startswith(b"python"):
-        return None
-    return os.fsdecode(path)
 
 
 def _say(line: str) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +103,16 @@ def attempt(
     name = _archive_name(task, {run.archive for run in earlier}, stop)
     request = source.create(greeting, task.source, task.job, task.repository.path, name)
     secret = sent_secret(task, greeting, passphrase)
-    with Serving(
-        task.repository, places.runtime_dir, log, append_only=task.job.append_only
-    ) as serving:
-        run = Conversation(serving, stop, deadline, log, emit=emit)
-        run.pull(ssh_command(task, places, request, serving), secret)
-    archive, statistics_, lookup_error = _looked_up(archives, run, name, on_record)
+    try:
+        with Serving(
+            task.repository, places.runtime_dir, log, append_only=task.job.append_only
+        ) as serving:
+            ready = partial(archives.expect, name)
+            run = Conversation(serving, stop, deadline, log, emit=emit, on_finishing=ready)
+            run.pull(ssh_command(task, places, request, serving), secret)
+        archive, statistics_, lookup_error = _looked_up(archives, run, name, on_record)
+    finally:
+        archives.dismiss()
     original_size = _size(statistics_, "original_size")
     usual_sizes = [run.original_size for run in earlier if run.original_size is not None]
     evidence = Evidence(
@@ -213,7 +218,7 @@ class Conversation:
     """The ssh of one request, from start to end.
 
     With ``serving``, the one that its socket is for. ``on_line`` is given each line of standard
-    error that tells of no progress.
+    error that tells of no progress. ``on_finishing`` is called once borg has read all it will read.
     """
 
     def __init__(
@@ -225,6 +230,7 @@ class Conversation:
         *,
         emit: Emit | None = None,
         on_line: Callable[[bytes], None] | None = None,
+        on_finishing: Callable[[], None] | None = None,
         answer_limit: int = _STDOUT_LIMIT,
     ) -> None:
         self.transcript = Transcript()
@@ -237,6 +243,7 @@ class Conversation:
         self._log = log
         self._emit = emit
         self._on_line = on_line
+        self._on_finishing = on_finishing
         self._answer_limit = answer_limit
         self._stdout = bytearray()
         self._line = bytearray()
@@ -342,6 +349,9 @@ class Conversation:
         self._line = bytearray(rest[-_LINE_LIMIT:])
         for line in lines:
             progress = self.transcript.take(bytes(line))
+            if self.transcript.is_finishing and self._on_finishing is not None:
+                self._on_finishing()
+                self._on_finishing = None
             if progress is not None:
                 self._show(progress)
             elif line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -14,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from borg_pull.errors import FailedError, printable
-from borg_pull.pull import confined
+from borg_pull.errors import BorgPullError, FailedError, printable
+from borg_pull.pull import confined, preload
 from borg_pull.pull.config import Repository
 from borg_pull.pull.source import escaped
 from borg_pull.pull.ssh import tied
@@ -66,17 +67,24 @@ class Archives:
     def prepare(self) -> None:
         """Raise BorgPullError for what can already be known to keep archives from being read."""
 
+    def expect(self, name: str) -> None:
+        """Be ready for `archive` to be asked for ``name``."""
+
+    def dismiss(self) -> None:
+        """End what `expect` has started, if that was not needed."""
+
     def archives(self, glob: str | None = None) -> list[Archive]:
         """Its archives, oldest first, of those whose names match ``glob``.
 
         The order is borg's, which knows more of a second than it tells.
         Raises BorgPullError.
         """
-        words = ["list", "--json", "--consider-checkpoints"] if glob is None else ["list", "--json"]
-        if glob is not None:
-            words += ["--glob-archives", glob]
-        answer = self.run([*words, str(self.repository.path)])
+        answer = self.run(self._listing(glob))
         return [_archive(entry) for entry in json.loads(answer.stdout)["archives"]]
+
+    def _listing(self, glob: str | None) -> list[str]:
+        which = ["--consider-checkpoints"] if glob is None else ["--glob-archives", glob]
+        return ["list", "--json", *which, str(self.repository.path)]
 
     def archive(self, name: str) -> Archive | None:
         """The one of that very name."""
@@ -101,6 +109,33 @@ class LocalRepository(Archives):
         self.repository = repository
         self.passphrase = passphrase
         self._stop = stop
+        self._expected: tuple[list[str], subprocess.Popen[bytes]] | None = None
+
+    def expect(self, name: str) -> None:
+        words = self._listing(escaped(name))
+        # What is wrong is told when it is asked in earnest.
+        with contextlib.suppress(BorgPullError, OSError):
+            waiting = preload.command(self._argv(words), preload.AT_A_BYTE)
+            if waiting is not None:
+                self._expected = words, self._start(words[0], waiting, stdin=subprocess.PIPE)
+
+    def dismiss(self) -> None:
+        if self._expected is not None:
+            _, process = self._expected
+            self._expected = None
+            # It reads the end of its input, and what it says is nobody's concern.
+            process.communicate()
+
+    def _expected_or_new(self, words: Sequence[str], cwd: Path | None) -> subprocess.Popen[bytes]:
+        if self._expected is None or self._expected[0] != [*words]:
+            return self.start(words, cwd=cwd)
+        _, process = self._expected
+        self._expected = None
+        assert process.stdin is not None
+        # One that has ended has said why.
+        with contextlib.suppress(BrokenPipeError), process.stdin as word:
+            word.write(b"\n")
+        return process
 
     def run(
         self,
@@ -114,7 +149,7 @@ class LocalRepository(Archives):
 
         ``on_line`` is given each line of standard error as it comes.
         """
-        process = self.start(words, cwd=cwd)
+        process = self._expected_or_new(words, cwd)
         stdout, stderr = _output(process, on_line, timeout, self._stop)
         answer = Answer(process.returncode, stdout, stderr)
         self.check(words[0], answer.code, stderr)
@@ -156,9 +191,32 @@ class LocalRepository(Archives):
         ``confined_to`` is a directory it is started in and confined to: of all files it can then
         change those below that, those of the repository and borg's own.
         """
+        return self._start(
+            words[0],
+            self._argv(words),
+            cwd=cwd,
+            stdout=stdout,
+            stderr=stderr,
+            confined_to=confined_to,
+        )
+
+    def _argv(self, words: Sequence[str]) -> list[str]:
+        return [str(self.repository.borg), words[0], "--lock-wait", str(LOCK_WAIT), *words[1:]]
+
+    def _start(
+        self,
+        verb: str,
+        argv: list[str],
+        *,
+        cwd: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int | IO[bytes] = subprocess.PIPE,
+        stderr: int | IO[bytes] = subprocess.PIPE,
+        confined_to: Path | None = None,
+    ) -> subprocess.Popen[bytes]:
         passphrase = self.passphrase()
         environment = self._environment()
-        if words[0] in {"list", "info"}:
+        if verb in {"list", "info"}:
             # borg 1's JSON gives local time and does not say of which zone.
             environment["TZ"] = "UTC"
         reader: int | None = None
@@ -168,13 +226,12 @@ class LocalRepository(Archives):
             os.write(writer, passphrase + b"\n")
             os.close(writer)
             environment["BORG_PASSPHRASE_FD"] = str(reader)
-        argv = [str(self.repository.borg), words[0], "--lock-wait", str(LOCK_WAIT), *words[1:]]
         if confined_to is not None:
             argv = confined.command(self._order(argv, environment, confined_to))
         try:
             return subprocess.Popen(
                 tied(argv),
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
                 pass_fds=() if reader is None else (reader,),

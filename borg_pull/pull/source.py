@@ -225,6 +225,8 @@ class Transcript:
     result: dict[str, Any] | None = None
     """The ``borg_pull_result`` line."""
     complaints: list[str] | None = None
+    is_finishing: bool = False
+    """Whether borg has read all it will read."""
 
     def take(self, line: bytes) -> Progress | None:
         """Note one line of standard error; the progress if it tells of some."""
@@ -235,14 +237,16 @@ class Transcript:
                 self._complain(text)
             return None
         kind = said.get("type")
-        if kind == "archive_progress" and not said.get("finished"):
+        if kind == "archive_progress" and said.get("finished"):
+            self.is_finishing = True
+        elif kind == "archive_progress":
             self.progress = Progress(
                 files=_number(said.get("nfiles")),
                 read_bytes=_number(said.get("original_size")),
                 new_bytes=_number(said.get("deduplicated_size")),
             )
             return self.progress
-        if kind == "borg_pull_result":
+        elif kind == "borg_pull_result":
             self.result = said
         elif kind == "log_message" and said.get("levelname") in ("WARNING", "ERROR", "CRITICAL"):
             self._complain(str(said.get("message", "")))
