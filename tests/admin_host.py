@@ -9,8 +9,8 @@ import signal
 from typing import Any
 
 from borg_pull.audit import new_session
+from borg_pull.lockdown import Lockdown, read
 from borg_pull.source import limits
-from borg_pull.source.lockdown import Lockdown, read
 from tests.admin_runs import RUNTIME, Answer, run, write
 from tests.harness.site import Installations
 from tests.harness.workplace import IS_ROOT, Account

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from borg_pull.admin import host
+from borg_pull import accounts
 from borg_pull.admin.check import MANY_CLIENTS
 from tests.admin_runs import RUNTIME, Answer, public_key, run, start, write
 from tests.harness.builds import Build
@@ -23,7 +23,7 @@ from tests.harness.workplace import Account
 @pytest.fixture(autouse=True)
 def no_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether borg-pull is installed on this machine must not matter."""
-    monkeypatch.setattr(host, "USUAL_ACCOUNT", "no-such-account")
+    monkeypatch.setattr(accounts, "USUAL_ACCOUNT", "no-such-account")
 
 
 def warnings(answer: Answer) -> list[str]:
@@ -549,7 +549,7 @@ def test_a_socket_directory_others_can_read_is_only_a_risk(source: Host) -> None
 def test_a_directory_of_the_wrong_owner_is_found_without_naming_the_account(
     source: Host, monkeypatch: pytest.MonkeyPatch, directory: str, owner: int
 ) -> None:
-    monkeypatch.setattr(host, "USUAL_ACCOUNT", source.account.name)
+    monkeypatch.setattr(accounts, "USUAL_ACCOUNT", source.account.name)
     os.chown(source.directory / directory, owner, owner)
     answer = run("check", source.config)
     assert answer.exit == 78
@@ -560,7 +560,7 @@ def test_a_directory_of_the_wrong_owner_is_found_without_naming_the_account(
 def test_a_missing_home_is_an_error_where_borg_pull_is_installed(
     source: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "USUAL_ACCOUNT", source.account.name)
+    monkeypatch.setattr(accounts, "USUAL_ACCOUNT", source.account.name)
     for name in ("home", "run"):
         (source.directory / name).rmdir()
     answer = run("check", source.config)

@@ -24,11 +24,11 @@ from typing import Any
 
 import pytest
 
+from borg_pull.accounts import Account
 from borg_pull.admin.doctor import daemon, keys, sshd
 from borg_pull.admin.doctor.command import AREAS
 from borg_pull.admin.doctor.settings import SETTINGS
 from borg_pull.admin.doctor.sshd import Remedies
-from borg_pull.admin.host import Account
 from borg_pull.errors import ConfigurationError
 from borg_pull.findings import Findings, findings_lines
 from borg_pull.source.installation import program_beside

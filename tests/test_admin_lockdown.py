@@ -21,7 +21,7 @@ import pytest
 from borg_pull import audit
 from borg_pull.admin import lockdown
 from borg_pull.admin.audit import verify_files
-from borg_pull.source.lockdown import MAX_REASON, Lockdown, reason_of
+from borg_pull.lockdown import MAX_REASON, Lockdown, reason_of
 from tests.admin_host import Host
 from tests.admin_runs import run, start
 from tests.harness.site import Installations
@@ -179,7 +179,7 @@ def test_on_again_with_another_reason(host: Host) -> None:
     host.file.write_text("since: 2026-11-21T00:17:08Z\nby: ann\nreason: one\n")
     assert host.lockdown("on", "--reason", "two", "--by", "bob").exit == 0
     assert host.found() == Lockdown(
-        since="2026-11-21T00:17:08Z", by="bob", reason="two", fault=None
+        since="2026-11-21T00:17:08Z", by="bob", reason="two", client=None, fault=None
     )
 
 
@@ -381,11 +381,11 @@ def test_the_file_is_whole_at_every_moment(host: Host) -> None:
     """Readers see no half-written reason while it is changed again and again."""
     host.lockdown("on", "--reason", "x" * MAX_REASON)
     change = (
-        "import sys; from borg_pull.admin.lockdown import _write; "
-        "from borg_pull.source.lockdown import Lockdown\n"
+        "import sys; from borg_pull.locking_down import write; "
+        "from borg_pull.lockdown import Lockdown\n"
         "for letter in 'ab' * 40:\n"
-        f"    _write(sys.argv[1], Lockdown(since='s', by='b', reason=letter * {MAX_REASON}, "
-        "fault=None))\n"
+        f"    write(sys.argv[1], Lockdown(since='s', by='b', reason=letter * {MAX_REASON}, "
+        "client=None, fault=None))\n"
     )
     writer = subprocess.Popen([sys.executable, "-c", change, host.file])
     seen = set()

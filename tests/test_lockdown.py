@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from borg_pull.source.lockdown import MAX_REASON, file_beside, read, reason_of
+from borg_pull.lockdown import MAX_REASON, file_beside, read, reason_of
 
 TEXT = "since: 2026-11-21T00:17:08Z\nby: ann\nreason: key of luna leaked\n"
 LINE = "locked down since 2026-11-21T00:17:08Z by ann: key of luna leaked"
@@ -108,7 +108,7 @@ def test_what_cannot_be_read_locks(
     def refuses(*_arguments: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("borg_pull.source.lockdown.os.open", refuses)
+    monkeypatch.setattr("borg_pull.lockdown.os.open", refuses)
     assert reason_of(config) == ("locked down for a reason that cannot be read: permission denied")
 
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 import click
 
 from borg_pull.admin import host
-from borg_pull.admin.replacing import replace
 from borg_pull.configuration_files import main_file
 from borg_pull.errors import ConfigurationError, RequestError, SystemRefusedError
 from borg_pull.output import put
+from borg_pull.replacing import replace
 from borg_pull.source.installation import program_beside
 from borg_pull.source.whitelist import ClientRules, load, public_key_blob
 from borg_pull.trust import Trust

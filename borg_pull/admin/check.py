@@ -19,6 +19,7 @@ from typing import Literal, TypedDict
 
 import click
 
+from borg_pull import accounts
 from borg_pull.admin import host
 from borg_pull.audit import sidecar_of
 from borg_pull.configuration_files import client_directory, main_file
@@ -137,7 +138,7 @@ class Checked:
     """The findings about one configuration, in the order they are told."""
 
     config: str
-    account: host.Account | None = None
+    account: accounts.Account | None = None
     files: list[str] = field(default_factory=list)
     clients: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -220,12 +221,12 @@ def _main_file(checked: Checked) -> SourceFile | None:
         return None
 
 
-def _account(user: str | None, settings: Settings | None) -> host.Account | None:
+def _account(user: str | None, settings: Settings | None) -> accounts.Account | None:
     if user is not None:
-        return host.account_named(user)
+        return accounts.account_named(user)
     if settings is None:
         return None
-    return host.account_behind(settings.runtime.home, settings.runtime.socket_dir)
+    return accounts.account_behind(settings.runtime.home, settings.runtime.socket_dir)
 
 
 _PLACE = re.compile(r"Invalid value \(at line (?P<line>\d+), column (?P<column>\d+)\)$")
@@ -327,11 +328,11 @@ class _HostView:
     Without an account, only what must be root's is looked at.
     """
 
-    def __init__(self, notes: _Notes, settings: Settings, account: host.Account | None) -> None:
+    def __init__(self, notes: _Notes, settings: Settings, account: accounts.Account | None) -> None:
         self._notes = notes
         self._settings = settings
         self._account = account
-        self._sees = account is not None and host.can_act_as(account)
+        self._sees = account is not None and accounts.can_act_as(account)
         """Whether the account's own view of the host can be taken."""
         program = program_beside("borg-pull-source")
         self._capable = host.has_capability(program) or not os.path.exists(program)
@@ -351,7 +352,7 @@ class _HostView:
                 "",
                 f"ownership was not checked as {account.name} sees it; run this as root",
             )
-        with host.acting_as(account):
+        with accounts.acting_as(account):
             self._look_at_files_and_programs(files, clients)
             self._look_at_own(account)
             for name, rules in clients.items():
@@ -379,7 +380,7 @@ class _HostView:
         absent = f"install it, or name another in {key.removeprefix('runtime.')}"
         self._try(code, key, lambda trust: check_program(program, trust), client, absent=absent)
 
-    def _look_at_own(self, account: host.Account) -> None:
+    def _look_at_own(self, account: accounts.Account) -> None:
         """What must belong to the account itself."""
         runtime = self._settings.runtime
         self._look_at_directory("home", "runtime.home", runtime.home, account)
@@ -446,7 +447,7 @@ class _HostView:
             self._told.add(message)
             self._notes.add_whole("configuration-file", file.name, message, severity)
 
-    def _look_at_directory(self, code: str, key: str, path: str, account: host.Account) -> bool:
+    def _look_at_directory(self, code: str, key: str, path: str, account: accounts.Account) -> bool:
         plain = path.rstrip("/") or "/"
         name = shlex.quote(plain)
         absent = f"run install -d -o {account.name} -g {account.group} -m 0700 {name}"
@@ -459,7 +460,7 @@ class _HostView:
             return False
         return is_sound
 
-    def _look_at_audit(self, path: str, account: host.Account) -> None:
+    def _look_at_audit(self, path: str, account: accounts.Account) -> None:
         is_sound = self._try("audit-file", "audit.file", lambda trust: _check_parents(path, trust))
         if is_sound and self._sees:
             fault = _audit_fault(path, account)
@@ -483,7 +484,7 @@ _FOREIGN = re.compile(
 
 
 def _remedy(
-    error: ConfigurationError, account: host.Account | None, absent: str | None
+    error: ConfigurationError, account: accounts.Account | None, absent: str | None
 ) -> str | None:
     """The command that puts right what ``error`` says, else the error's own hint."""
     cause = error.__cause__
@@ -501,19 +502,19 @@ def _remedy(
     return f"run chown {owner} {shlex.quote(path)}"
 
 
-def _opening(path: str, account: host.Account) -> str:
+def _opening(path: str, account: accounts.Account) -> str:
     """How to let ``account``, which is looking now, read ``path``, and nobody else."""
     barred = host.barred_directory(path)
     mode = "0640" if barred is None else "0750"
     what = shlex.quote(barred or path)
-    owner = host.owner_of(barred or path)
+    owner = accounts.owner_of(barred or path)
     # The configuration must be root's; where it is not, one round should do.
     give = "chgrp " if owner is None or owner.uid == 0 else "chown root:"
     commands = f"run {give}{account.group} {what} and chmod {mode} {what}"
     return f"so {account.name} cannot read it; {commands}"
 
 
-def _audit_fault(path: str, account: host.Account) -> str | None:
+def _audit_fault(path: str, account: accounts.Account) -> str | None:
     """Why no record could be written, as the account that is looking now."""
     directory = os.path.dirname(path)
     if not os.access(directory, os.W_OK | os.X_OK):
@@ -536,7 +537,7 @@ def _audit_fault(path: str, account: host.Account) -> str | None:
 
 def _look_at_host(
     notes: _Notes,
-    account: host.Account | None,
+    account: accounts.Account | None,
     settings: Settings,
     files: Iterable[SourceFile],
     clients: Mapping[str, ClientRules],
@@ -552,7 +553,7 @@ def _look_at_host(
             "the forced command refuses to run as root; give it an account of its own and run "
             f"chown ACCOUNT {settings.runtime.home}"
         )
-        severity: Severity = "error" if host.can_act_as(account) else "warning"
+        severity: Severity = "error" if accounts.can_act_as(account) else "warning"
         notes.add("root-account", "runtime.home", message, severity=severity)
         account = None
     _HostView(notes, settings, account).look(files, clients)

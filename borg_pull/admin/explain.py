@@ -23,13 +23,13 @@ from borg_pull.errors import (
     NotAllowedError,
     printable,
 )
+from borg_pull.lockdown import reason_of
 from borg_pull.output import print_lines, put
 from borg_pull.positions import Positions
 from borg_pull.schema import SourceFile
 from borg_pull.source import borg, confine
 from borg_pull.source.installation import current_context, program_beside, socket_wrapper
 from borg_pull.source.judge import Allowed, Refused, judge
-from borg_pull.source.lockdown import reason_of
 from borg_pull.source.request import parse
 from borg_pull.source.state import find_own_directory
 from borg_pull.source.state import places as state_places

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import grp
 import os
-import pwd
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from borg_pull.configuration_files import client_directory, client_file, main_file
 from borg_pull.errors import (
     BorgPullError,
     ConfigurationError,
-    RequestError,
-    SystemRefusedError,
 )
 from borg_pull.linux.capabilities import DAC_READ_SEARCH
 from borg_pull.linux.paths import open_without_links
@@ -28,9 +22,6 @@ UNCHECKED = Trust(enforced=False, uid=0)
 """For reading alone: nothing that is read is acted upon with any privilege."""
 
 CLIENT_FILE_SUFFIX = ".toml"
-
-USUAL_ACCOUNT = "borg-pull"
-"""The account that packaging/install.sh makes."""
 
 
 def absolute(config: str) -> str:
@@ -89,124 +80,6 @@ def client_files(config: str, trust: Trust) -> ClientFiles:
         if file is not None:
             found.files[client] = file
     return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class Account:
-    """The account that the forced command runs as."""
-
-    name: str
-    """Its number in digits where it has no name."""
-    uid: int
-    gid: int
-
-    @property
-    def group(self) -> str:
-        """Name of its group, the number in digits where it has none."""
-        return _group_name(self.gid)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Names of all its groups, its own first."""
-        others = set(os.getgrouplist(self.name, self.gid)) - {self.gid}
-        return (self.group, *sorted(map(_group_name, others)))
-
-
-def _group_name(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
-
-
-def account_named(name: str) -> Account:
-    """The account of that name. Raises RequestError."""
-    try:
-        entry = pwd.getpwnam(name)
-    except KeyError:
-        raise RequestError(f"there is no account {name}", "name another with --user") from None
-    return Account(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
-
-
-def home_of(account: Account) -> str:
-    """Its home directory by the account database. Raises KeyError."""
-    return pwd.getpwnam(account.name).pw_dir
-
-
-def owner_of(path: str) -> Account | None:
-    """The account that owns ``path``, None when that cannot be seen."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    try:
-        entry = pwd.getpwuid(status.st_uid)
-    except KeyError:
-        return Account(name=str(status.st_uid), uid=status.st_uid, gid=status.st_gid)
-    return Account(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
-
-
-def account_behind(*directories: str) -> Account | None:
-    """The account that most likely runs the forced command that uses ``directories``.
-
-    That is who owns the first of them, so that a mistake in its owner is found: the usual
-    account, if it owns one or only root does. None when there is neither.
-    """
-    owners = [owner for owner in map(owner_of, directories) if owner is not None]
-    ordinary = [owner for owner in owners if owner.uid != 0]
-    try:
-        usual = account_named(USUAL_ACCOUNT)
-    except RequestError:
-        return next(iter(ordinary or owners), None)
-    return usual if not ordinary or usual in ordinary else ordinary[0]
-
-
-def forced_command_account(settings: Settings, user: str | None) -> Account:
-    """The account that ``user`` names, else the one behind ``settings``; never root's.
-
-    Raises RequestError, SystemRefusedError when this process cannot act as it.
-    """
-    runtime = settings.runtime
-    account = (
-        account_behind(runtime.home, runtime.socket_dir) if user is None else account_named(user)
-    )
-    if account is None or account.uid == 0:
-        raise RequestError(
-            f"the forced command's account cannot be told from who owns {runtime.home}",
-            "name it with --user",
-        )
-    if not can_act_as(account):
-        raise SystemRefusedError(
-            f"only root and {account.name} have access to {runtime.home}", "run this as root"
-        )
-    return account
-
-
-def can_act_as(account: Account) -> bool:
-    """Whether `acting_as` sees exactly what the account sees."""
-    return os.geteuid() in (0, account.uid)
-
-
-@contextlib.contextmanager
-def acting_as(account: Account) -> Iterator[None]:
-    """Look at files, write and signal as ``account`` does; no change for who is neither root nor
-    that account.
-
-    Root keeps itself as saved identity, so that the way back is open.
-    """
-    if os.geteuid() != 0 or account.uid == 0:
-        yield
-        return
-    groups = os.getgroups()
-    try:
-        os.setgroups(os.getgrouplist(account.name, account.gid))
-        os.setresgid(account.gid, account.gid, 0)
-        os.setresuid(account.uid, account.uid, 0)
-        yield
-    finally:
-        os.setresuid(0, 0, 0)
-        os.setresgid(0, 0, 0)
-        os.setgroups(groups)
 
 
 _CAPABILITY_ATTRIBUTE = "security.capability"

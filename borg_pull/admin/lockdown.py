@@ -1,8 +1,7 @@
 """``borg-pull-admin lockdown``: have the host refuse every request, and serve them again.
 
-Locking comes before recording, and recording before unlocking: what cannot be recorded leaves the
-host locked. The record is written as the forced command's account, whose log it is. With
-``--json`` the answer is one `Report`.
+The record is written as the forced command's account, whose log it is. With ``--json`` the answer
+is one `Report`.
 """
 
 from __future__ import annotations
@@ -10,27 +9,25 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 import click
 
+from borg_pull import accounts
 from borg_pull.admin import host
-from borg_pull.admin.replacing import replace, sync_directory_of
 from borg_pull.admin.sessions import Session, end_all
 from borg_pull.audit import AuditLog, Common, new_session
 from borg_pull.errors import (
-    AuditError,
     BorgPullError,
     BusyError,
     ConfigurationError,
     RequestError,
-    SystemRefusedError,
     printable,
 )
+from borg_pull.lockdown import MAX_NAME, MAX_REASON, read
+from borg_pull.locking_down import lock, unlock
 from borg_pull.output import print_lines, put
-from borg_pull.source.lockdown import MAX_NAME, MAX_REASON, Lockdown, file_beside, read
 
 if TYPE_CHECKING:
     from borg_pull.audit import JSONValue
@@ -110,14 +107,26 @@ def lockdown(
     reason = _checked("--reason", reason, MAX_REASON)
     faults: list[BorgPullError] = []
     ended = None
+
+    def record(event: str, fields: Mapping[str, JSONValue]) -> None:
+        _record(config, user, event, fields)
+
     if action == "on":
-        changed = _lock(config, name, reason, user, faults, kill=kill)
+        changed = lock(
+            config,
+            by=name,
+            client=None,
+            reason=reason,
+            kill=kill,
+            record=record,
+            faults=faults,
+        )
         # What cannot be recorded is ended all the same.
         if kill:
             ended = _end(config, user, faults)
     else:
         _refuse_options(action, {"--kill": kill, "--reason": reason})
-        changed = _unlock(config, name, user, faults)
+        changed = unlock(config, by=name, client=None, record=record, faults=faults)
     _show(_report(config, changed=changed, ended=ended), as_json=as_json)
     for fault in faults[1:]:
         click.echo(f"borg-pull-admin: {fault.line()}", err=True)
@@ -189,49 +198,13 @@ def _report(
     )
 
 
-def _lock(
-    config: str,
-    by: str,
-    reason: str | None,
-    user: str | None,
-    faults: list[BorgPullError],
-    *,
-    kill: bool,
-) -> bool:
-    """Lock down, then record it; whether it was not so before. ``faults``: what went wrong then.
-
-    One in force is recorded once more. It keeps its beginning, and all that is known of it when
-    there is no new reason. Raises SystemRefusedError.
-    """
-    before = now = read(config)
-    if now is None or now.since is None or reason is not None:
-        since = None if now is None else now.since
-        now = Lockdown(since=since or _now(), by=by, reason=reason, fault=None)
-        _write(file_beside(config), now)
-    fields: dict[str, JSONValue] = {
-        "by": by,
-        "reason": now.reason,
-        "since": now.since,
-        "was_locked": before is not None,
-        "kill": kill,
-    }
-    try:
-        _record(config, user, "lockdown_on", fields)
-    except BorgPullError as error:
-        message = f"locked down, but that is not on record: {error.message}"
-        faults.append(AuditError(message, error.hint))
-    if read(config) is None:
-        faults.append(BusyError("somebody else lifted the lockdown meanwhile", "see the audit log"))
-    return before is None
-
-
 def _end(
     config: str, user: str | None, faults: list[BorgPullError]
 ) -> tuple[int, list[Session]] | None:
     """End what is under way; None when that cannot be told. ``faults``: what went wrong."""
     try:
         settings = host.settings_of(config)
-        account = host.forced_command_account(settings, user)
+        account = accounts.forced_command_account(settings.runtime, user)
         ended, left = end_all(settings.runtime.home, account, _tell)
     except BorgPullError as error:
         error.message = f"locked down, but who is served now cannot be told: {error.message}"
@@ -251,77 +224,6 @@ def _tell(left: int, seconds: float) -> None:
     click.echo(f"under way: {left}, after {seconds:.0f} s", err=True)
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _write(path: str, content: Lockdown) -> None:
-    """Put the file in place, whole and on the disk. Raises SystemRefusedError."""
-    lines = [f"since: {content.since}\n", f"by: {content.by}\n"]
-    if content.reason is not None:
-        lines.append(f"reason: {content.reason}\n")
-    try:
-        replace(path, "".join(lines).encode("utf-8"))
-    except OSError as error:
-        hint = "any file of this name locks the host down"
-        if isinstance(error, PermissionError):
-            hint = "run this as root"
-        raise SystemRefusedError(f"cannot write {path}: {error.strerror}", hint) from error
-
-
-def _unlock(config: str, by: str, user: str | None, faults: list[BorgPullError]) -> bool:
-    """Record the end of the lockdown, then lift it; whether it did. ``faults``: what went wrong.
-
-    Raises SystemRefusedError when it could not be lifted anyway.
-    """
-    path = file_beside(config)
-    before, identity = read(config), _identity(path)
-    if before is None:
-        return False
-    if not os.access(os.path.dirname(path), os.W_OK):
-        raise SystemRefusedError(f"cannot remove {path}: permission denied", "run this as root")
-    fields: dict[str, JSONValue] = {"by": by, "reason": before.reason, "since": before.since}
-    try:
-        _record(config, user, "lockdown_off", fields)
-    except BorgPullError as error:
-        message = f"still locked down, because the end is not on record: {error.message}"
-        faults.append(AuditError(message, error.hint))
-        return False
-    try:
-        _remove(path, identity)
-    except BorgPullError as error:
-        faults.append(error)
-    now = read(config)
-    if now is None:
-        return True
-    # The log's last word is to be what holds.
-    still: dict[str, JSONValue] = {"by": by, "reason": now.reason, "since": now.since}
-    try:
-        _record(config, user, "lockdown_on", still | {"was_locked": True, "kill": False})
-    except BorgPullError as error:
-        faults.append(error)
-    return False
-
-
-def _remove(path: str, identity: tuple[int, int] | None) -> None:
-    """Take the file away that was there before. Raises BusyError, SystemRefusedError."""
-    if _identity(path) != identity:
-        raise BusyError("somebody else locked the host down anew", "see who and why with status")
-    try:
-        os.unlink(path)
-        sync_directory_of(path)
-    except OSError as error:
-        raise SystemRefusedError(f"cannot remove {path}: {error.strerror}") from error
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def _record(config: str, user: str | None, event: str, fields: Mapping[str, JSONValue]) -> None:
     """Append to the audit log as the account it belongs to. Raises BorgPullError.
 
@@ -332,7 +234,7 @@ def _record(config: str, user: str | None, event: str, fields: Mapping[str, JSON
     )
     settings = host.settings_of(config)
     log = AuditLog(settings.audit.file, sync=settings.audit.sync)
-    with host.acting_as(host.forced_command_account(settings, user)):
+    with accounts.acting_as(accounts.forced_command_account(settings.runtime, user)):
         log.append(event, common, fields)
 
 

@@ -18,12 +18,13 @@ from typing import Literal, TypedDict
 
 import click
 
+from borg_pull import accounts
 from borg_pull.admin import host
 from borg_pull.admin.audit import duration_text, size_text
 from borg_pull.errors import printable
+from borg_pull.lockdown import read
 from borg_pull.output import print_table, put
 from borg_pull.source import places, report
-from borg_pull.source.lockdown import read
 from borg_pull.source.places import LiveSession
 from borg_pull.source.session import GRACE
 
@@ -91,7 +92,9 @@ def sessions(config: str, user: str | None, as_json: bool) -> None:
     """
     config = host.absolute(config)
     settings = host.settings_of(config)
-    found = under_way(settings.runtime.home, host.forced_command_account(settings, user))
+    found = under_way(
+        settings.runtime.home, accounts.forced_command_account(settings.runtime, user)
+    )
     if as_json:
         locked = read(config) is not None
         answer = Report(type="sessions", version=1, config=config, locked=locked, sessions=found)
@@ -102,10 +105,10 @@ def sessions(config: str, user: str | None, as_json: bool) -> None:
         put("no request is under way\n")
 
 
-def under_way(home: str, account: host.Account) -> list[Session]:
+def under_way(home: str, account: accounts.Account) -> list[Session]:
     """The requests that hold a place. Raises SystemRefusedError."""
     now = datetime.datetime.now(datetime.UTC)
-    with host.acting_as(account):
+    with accounts.acting_as(account):
         return [_described(one, now) for one in places.live(home)]
 
 
@@ -166,7 +169,7 @@ Tell = Callable[[int, float], None]
 """Told of how many sessions are left, and after how many seconds."""
 
 
-def end_all(home: str, account: host.Account, tell: Tell) -> tuple[int, list[Session]]:
+def end_all(home: str, account: accounts.Account, tell: Tell) -> tuple[int, list[Session]]:
     """Have every request under way end in order: how many did in time, and those that did not.
 
     borg gets SIGINT from its forced command, closes its transaction and is killed only after
@@ -189,18 +192,18 @@ def end_all(home: str, account: host.Account, tell: Tell) -> tuple[int, list[Ses
     return len(asked - left), remaining
 
 
-def _live(home: str, account: host.Account) -> list[LiveSession]:
-    with host.acting_as(account):
+def _live(home: str, account: accounts.Account) -> list[LiveSession]:
+    with accounts.acting_as(account):
         return places.live(home)
 
 
-def _interrupt(pids: Sequence[int], home: str, account: host.Account) -> None:
+def _interrupt(pids: Sequence[int], home: str, account: accounts.Account) -> None:
     """Send SIGINT to those of ``pids`` that hold a place, and to nothing that came after them."""
     with contextlib.ExitStack() as stack:
         processes = dict(_opened(pids, stack))
         # A descriptor stays with its process, so one whose pid holds a place now is the holder.
         holders = {one.pid for one in _live(home, account)}
-        with host.acting_as(account):
+        with accounts.acting_as(account):
             for pid in holders & processes.keys():
                 # Gone by now, or not the account's: then it stays and is told of.
                 with contextlib.suppress(ProcessLookupError, PermissionError):

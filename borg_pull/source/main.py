@@ -10,7 +10,7 @@ import select
 import sys
 import time
 
-from borg_pull import PROTOCOL_VERSION, __version__, configuration_files, values
+from borg_pull import PROTOCOL_VERSION, __version__, configuration_files, lockdown, values
 from borg_pull.audit import AuditLog, Common, encode, is_session, new_session, timestamp
 from borg_pull.errors import (
     SHORTAGES,
@@ -34,7 +34,6 @@ from borg_pull.source import (
     confine,
     installation,
     limits,
-    lockdown,
     peer,
     report,
     session,

@@ -12,7 +12,7 @@ import subprocess
 import time
 from typing import Literal
 
-from borg_pull.admin import host
+from borg_pull import accounts
 from borg_pull.admin.doctor.daemon import Effective
 from borg_pull.findings import Findings
 from borg_pull.source.whitelist import Settings
@@ -24,7 +24,7 @@ _NO_PASSWORD = "*"  # noqa: S105  # a field of /etc/shadow that is no password's
 
 
 def look(
-    findings: Findings, account: host.Account, settings: Settings, effective: Effective | None
+    findings: Findings, account: accounts.Account, settings: Settings, effective: Effective | None
 ) -> None:
     """Look at everything the account databases say of it, and at its home."""
     name = account.name
@@ -85,7 +85,9 @@ def _look_at_shell(findings: Findings, name: str, shell: str) -> None:
         findings.ok("account.shell", shell, f"is {name}'s shell")
 
 
-def _look_at_home(findings: Findings, account: host.Account, home: str, settings: Settings) -> None:
+def _look_at_home(
+    findings: Findings, account: accounts.Account, home: str, settings: Settings
+) -> None:
     """What lies in a home is run by shells and interpreters: no borg may be able to write there."""
     clients = f"{settings.runtime.home.rstrip('/')}/clients"
     remedy = f"usermod --home {shlex.quote(settings.runtime.home)} {account.name}"
@@ -127,7 +129,7 @@ def _look_at_home(findings: Findings, account: host.Account, home: str, settings
     )
 
 
-def _look_at_groups(findings: Findings, account: host.Account) -> None:
+def _look_at_groups(findings: Findings, account: accounts.Account) -> None:
     others = account.groups[1:]
     if others:
         findings.wrong(

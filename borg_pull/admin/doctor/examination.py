@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Literal, TypedDict
 
+from borg_pull import accounts
 from borg_pull.admin import host
 from borg_pull.admin.check import check_configuration
 from borg_pull.admin.doctor import account, kernel, keys, programs, sshd, storage
@@ -13,8 +14,8 @@ from borg_pull.admin.doctor.sshd import Asked
 from borg_pull.configuration_files import main_file
 from borg_pull.errors import ConfigurationError
 from borg_pull.findings import Finding, Findings, Level
+from borg_pull.lockdown import reason_of
 from borg_pull.source.installation import program_beside
-from borg_pull.source.lockdown import reason_of
 from borg_pull.source.whitelist import ClientRules, Settings, examine
 
 
@@ -116,11 +117,11 @@ def _rules(config: str) -> tuple[Settings, Mapping[str, ClientRules], bool]:
     return examined.settings, examined.clients, not (examined.faults or found.unusable)
 
 
-def _account(settings: Settings, user: str | None) -> host.Account | None:
+def _account(settings: Settings, user: str | None) -> accounts.Account | None:
     """The forced command's; None when nobody but root is in sight."""
     if user is not None:
-        return host.account_named(user)
-    found = host.account_behind(settings.runtime.home, settings.runtime.socket_dir)
+        return accounts.account_named(user)
+    found = accounts.account_behind(settings.runtime.home, settings.runtime.socket_dir)
     return None if found is None or found.uid == 0 else found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from borg_pull.admin import host
+from borg_pull import accounts
 from borg_pull.findings import Findings
 from borg_pull.linux import landlock
 from borg_pull.linux.paths import open_without_links
@@ -14,7 +14,7 @@ _TCP_LEVEL = 4
 _SCOPE_LEVEL = 6
 
 
-def look(findings: Findings, account: host.Account | None, landlock_mode: str) -> None:
+def look(findings: Findings, account: accounts.Account | None, landlock_mode: str) -> None:
     """Look at each feature that a run relies on."""
     _look_at_landlock(findings, landlock_mode)
     _look_at_path_walks(findings)
@@ -124,12 +124,12 @@ def _look_at_links(findings: Findings) -> None:
     )
 
 
-def _look_at_proc(findings: Findings, account: host.Account | None) -> None:
+def _look_at_proc(findings: Findings, account: accounts.Account | None) -> None:
     """The forced command looks for the sshd processes above it, which are root's."""
-    if account is None or not host.can_act_as(account):
+    if account is None or not accounts.can_act_as(account):
         findings.unchecked("kernel.proc", "/proc", "was not seen with the account's eyes")
         return
-    with host.acting_as(account):
+    with accounts.acting_as(account):
         try:
             with open("/proc/1/stat", "rb") as file:
                 is_seen = bool(file.read(1))

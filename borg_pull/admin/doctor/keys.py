@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from borg_pull.admin import host
+from borg_pull import accounts
 from borg_pull.admin.authorized_keys import KEY_OPTIONS, fingerprint_of, forced_command
 from borg_pull.admin.doctor.sshd import Asked
 from borg_pull.errors import ConfigurationError
@@ -31,7 +31,7 @@ NO_COMMAND = "none"
 
 def look(
     findings: Findings,
-    account: host.Account,
+    account: accounts.Account,
     config: str,
     clients: Mapping[str, ClientRules] | None,
     asked: Asked | None,
@@ -126,7 +126,7 @@ class _Keys:
     def __init__(
         self,
         findings: Findings,
-        account: host.Account,
+        account: accounts.Account,
         config: str,
         clients: Mapping[str, ClientRules] | None,
         asked: Asked,
@@ -214,7 +214,7 @@ class _Keys:
     def _expanded(self, file: str) -> str:
         """As sshd fills in %h, %u and %U, and completes what does not begin with a slash."""
         try:
-            home = host.home_of(self._account)
+            home = accounts.home_of(self._account)
         except KeyError:
             home = "/"
         values = {"%": "%", "h": home, "u": self._account.name, "U": str(self._account.uid)}
@@ -254,7 +254,7 @@ class _Keys:
                 self._is_all_known = False
             self._refused(path, error, write, is_only=is_only)
             return write
-        with host.acting_as(self._account):
+        with accounts.acting_as(self._account):
             is_readable = os.access(path, os.R_OK)
         if is_readable:
             self._findings.ok("keys.file", path, "is root's, and sshd can read it")

@@ -9,7 +9,7 @@ import stat
 import subprocess
 from collections.abc import Iterator
 
-from borg_pull.admin import host
+from borg_pull import accounts
 from borg_pull.admin.doctor.daemon import Daemon
 from borg_pull.errors import ConfigurationError
 from borg_pull.findings import Findings
@@ -28,7 +28,7 @@ _MANY = 3
 
 
 def look(
-    findings: Findings, account: host.Account | None, settings: Settings, daemon: Daemon | None
+    findings: Findings, account: accounts.Account | None, settings: Settings, daemon: Daemon | None
 ) -> None:
     """Look at the bundle, its capability, borg's version and what the running sshd passes on."""
     source = program_beside(_SOURCE)
@@ -95,7 +95,7 @@ def _capability(program: str) -> tuple[str, bool]:
     return "has more capabilities than this one", False
 
 
-def _look_at_mode(findings: Findings, source: str, account: host.Account | None) -> None:
+def _look_at_mode(findings: Findings, source: str, account: accounts.Account | None) -> None:
     status = os.stat(source)
     quoted = shlex.quote(source)
     mode = f"{stat.S_IMODE(status.st_mode):04o}"
@@ -242,7 +242,7 @@ def _look_at_wrapper(findings: Findings, wrapper: str) -> None:
     )
 
 
-def _look_at_borg(findings: Findings, account: host.Account | None, settings: Settings) -> None:
+def _look_at_borg(findings: Findings, account: accounts.Account | None, settings: Settings) -> None:
     borg = settings.runtime.borg
     try:
         check_program(borg, Trust(enforced=os.geteuid() == 0, uid=0))

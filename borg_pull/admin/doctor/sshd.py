@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from borg_pull.admin import host
+from borg_pull import accounts
 from borg_pull.admin.doctor import daemon
 from borg_pull.admin.doctor.daemon import Daemon, Effective, Files, NotAskedError
 from borg_pull.admin.doctor.settings import SETTINGS, Setting
@@ -64,13 +64,13 @@ class Remedies:
             main = self._files.paths[0] if self._files.paths else daemon.CONFIGURATION
             return f"{self._for_the_account(shipped)} >> {shlex.quote(main)}"
         path = shlex.quote(f"{directory}/{DROP_IN}")
-        if self._account == host.USUAL_ACCOUNT:
+        if self._account == accounts.USUAL_ACCOUNT:
             return f"install -m 0644 {shlex.quote(shipped)} {path}"
         return f"{self._for_the_account(shipped)} > {path}"
 
     def _for_the_account(self, shipped: str) -> str:
         """The command that prints what ships, with the name of this account."""
-        if self._account == host.USUAL_ACCOUNT:
+        if self._account == accounts.USUAL_ACCOUNT:
             return f"cat {shlex.quote(shipped)}"
         script = f"s/^Match User .*/Match User {self._account}/"
         return f"sed {shlex.quote(script)} {shlex.quote(shipped)}"
@@ -87,7 +87,9 @@ class Asked:
     remedies: Remedies
 
 
-def look(findings: Findings, account: host.Account, port: int | None, address: str) -> Asked | None:
+def look(
+    findings: Findings, account: accounts.Account, port: int | None, address: str
+) -> Asked | None:
     """Everything but the keys; None when nothing is in force that could be told."""
     if os.geteuid() != 0:
         findings.unchecked(
@@ -290,7 +292,7 @@ def _look_at_all_accounts(
 
 
 def _look_at_admission(
-    findings: Findings, account: host.Account, effective: Effective, remedies: Remedies
+    findings: Findings, account: accounts.Account, effective: Effective, remedies: Remedies
 ) -> None:
     """Whether the lists of who may log in at all let the account in."""
     groups = account.groups

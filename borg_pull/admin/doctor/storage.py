@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from typing import Literal
 
-from borg_pull.admin import host
+from borg_pull import accounts
 from borg_pull.admin.audit import Line, Source, opened, record_of, size_text
 from borg_pull.errors import BorgPullError
 from borg_pull.findings import Findings
@@ -37,7 +37,7 @@ _SECONDS_AHEAD = 60.0
 
 
 def look(
-    findings: Findings, account: host.Account | None, settings: Settings, clients: Iterable[str]
+    findings: Findings, account: accounts.Account | None, settings: Settings, clients: Iterable[str]
 ) -> None:
     """Look at what the runs write to."""
     places = {
@@ -54,7 +54,7 @@ def look(
 
 
 def _look_at_room(
-    findings: Findings, account: host.Account | None, key: str, path: str, devices: set[int]
+    findings: Findings, account: accounts.Account | None, key: str, path: str, devices: set[int]
 ) -> None:
     try:
         device = os.stat(path).st_dev
@@ -91,16 +91,16 @@ def _look_at_room(
     )
 
 
-def _making(account: host.Account | None, directory: str, key: str) -> str:
+def _making(account: accounts.Account | None, directory: str, key: str) -> str:
     """What to do about one that does not exist."""
     name, group = _owner(account)
     make = f"install -d -o {name} -g {group} -m 0700 {shlex.quote(directory)}"
     return f"{make}, or name the one that is meant in {key}"
 
 
-def _owner(account: host.Account | None) -> tuple[str, str]:
+def _owner(account: accounts.Account | None) -> tuple[str, str]:
     """The account's name and its group's."""
-    usual = host.USUAL_ACCOUNT
+    usual = accounts.USUAL_ACCOUNT
     return (usual, usual) if account is None else (account.name, account.group)
 
 
@@ -109,7 +109,7 @@ def _as_root() -> str | None:
 
 
 def _look_at_socket_directory(
-    findings: Findings, account: host.Account | None, directory: str
+    findings: Findings, account: accounts.Account | None, directory: str
 ) -> None:
     """Its owner and mode are among what `check` looks at; here, whether it comes back."""
     kind = _file_system(directory)
@@ -181,7 +181,7 @@ def _look_at_socket_paths(findings: Findings, directory: str, clients: Iterable[
     )
 
 
-def _look_at_log(findings: Findings, account: host.Account | None, log: str) -> str | None:
+def _look_at_log(findings: Findings, account: accounts.Account | None, log: str) -> str | None:
     """Time of the newest record, None when there is none or it cannot be read."""
     verify = shlex.join([program_beside("borg-pull-admin"), "audit", "verify", "--rotated", log])
     if not os.path.lexists(log):

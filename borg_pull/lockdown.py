@@ -1,7 +1,8 @@
 """Whether this host serves anybody at all: the file ``lockdown`` beside the configuration.
 
 Root alone can put it there or take it away. That it exists is what locks; what it says is for
-people: lines ``since: TIME``, ``by: NAME``, ``reason: TEXT``.
+people, but for who may lift it: lines ``since: TIME``, ``by: NAME``, ``client: NAME`` when a client
+asked for it over ssh, ``reason: TEXT``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Lockdown(Record):
     by: str | None
     """Name of the admin."""
     reason: str | None
+    client: str | None
+    """Who asked for it over ssh, and may lift it again; None for the host's admin."""
     fault: str | None
     """Why none of it could be read."""
 
@@ -74,9 +77,12 @@ def read(config: str) -> Lockdown | None:
         since=said.get("since") or None,
         by=said.get("by") or None,
         reason=said.get("reason") or None,
+        client=said.get("client") or None,
         fault=None,
     )
 
 
 def _unreadable(error: OSError) -> Lockdown:
-    return Lockdown(since=None, by=None, reason=None, fault=os.strerror(error.errno or 0).lower())
+    return Lockdown(
+        since=None, by=None, reason=None, client=None, fault=os.strerror(error.errno or 0).lower()
+    )
