@@ -99,13 +99,13 @@ def prune(
         if lost:
             raise MissingArchivesError(task.name, [*lost.values()], NOTHING_FREED)
     if retention.compact and deleted:
-        _bare(task).run(["compact", str(task.repository.path)])
+        _bare(task, archives).run(["compact", str(task.repository.path)])
     return Pruned([one for one in before if one.id in after], deleted)
 
 
-def _bare(task: Task) -> LocalRepository:
+def _bare(task: Task, archives: Archives) -> LocalRepository:
     """The repository without its key, which compacting and verifying its objects do not need."""
-    return LocalRepository(task.repository, lambda: None)
+    return LocalRepository(task.repository, lambda: None, archives.stop)
 
 
 def keep_options(retention: Retention) -> list[str]:
@@ -142,9 +142,12 @@ def check(
     steps: list[tuple[Archives, list[str]]]
     if rules.max_duration is not None:
         seconds = max(1, int(rules.max_duration.total_seconds()))
-        steps = [(_bare(task), ["--repository-only", "--max-duration", str(seconds)])]
+        steps = [(_bare(task, archives), ["--repository-only", "--max-duration", str(seconds)])]
     elif task.repository.key_on == "source":
-        steps = [(_bare(task), ["--repository-only"]), (archives, ["--archives-only", *deep])]
+        steps = [
+            (_bare(task, archives), ["--repository-only"]),
+            (archives, ["--archives-only", *deep]),
+        ]
     else:
         steps = [(archives, deep)]
     started = time.monotonic()

@@ -24,36 +24,35 @@ from borg_pull.pull.pull import Task
 from borg_pull.pull.repository import Archive, Archives, LocalRepository
 from borg_pull.pull.run import report, task
 from borg_pull.pull.source_repository import SourceRepository
-from borg_pull.pull.stop import Stop
+from borg_pull.pull.stop import Stop, set_by_signals
 
 ENCRYPTION = ("repokey-blake2", "repokey", "authenticated-blake2", "authenticated", "none")
 
 
 @contextmanager
-def opened(invocation: Invocation, name: str) -> Iterator[tuple[Task, Archives]]:
-    """The job of that name and its repository, by whoever has its key. Raises RequestError."""
+def opened(invocation: Invocation, name: str) -> Iterator[tuple[Task, Archives, Stop]]:
+    """The job of that name and its repository, by whoever has its key.
+
+    Within, signals set the stop, and what is asked of the repository ends in order. Raises
+    RequestError.
+    """
     config, places = invocation.config, invocation.places
     job = task(config, name)
-    if job.repository.key_on == "server":
-        yield job, local(config, job.repository_name)
-        return
     stop = Stop()
-    try:
-        # What `borg serve` and the source say of it is of use only where something fails.
-        with tempfile.TemporaryFile() as log:
-            yield (
-                job,
-                SourceRepository(
-                    job,
-                    places,
-                    greeting=None,
-                    passphrase=lambda: secret.passphrase(job.repository_name, job.repository),
-                    log=log,
-                    stop=stop,
-                ),
-            )
-    finally:
-        stop.close()
+    # What `borg serve` and the source say of it is of use only where something fails.
+    with closing(stop), tempfile.TemporaryFile() as log, set_by_signals(stop):
+        if job.repository.key_on == "server":
+            yield job, local(config, job.repository_name, stop), stop
+            return
+        archives = SourceRepository(
+            job,
+            places,
+            greeting=None,
+            passphrase=lambda: secret.passphrase(job.repository_name, job.repository),
+            log=log,
+            stop=stop,
+        )
+        yield job, archives, stop
 
 
 @contextmanager
@@ -78,12 +77,12 @@ def _recorded(
             print_error(untold.line(), "yellow")
 
 
-def local(config: Config, name: str) -> LocalRepository:
+def local(config: Config, name: str, stop: Stop | None = None) -> LocalRepository:
     """The repository of that name. Raises RequestError."""
     repository = config.repository.get(name)
     if repository is None:
         raise RequestError(f"there is no repository {name}{nearest(name, config.repository)}")
-    return LocalRepository(repository, lambda: secret.passphrase(name, repository))
+    return LocalRepository(repository, lambda: secret.passphrase(name, repository), stop)
 
 
 @click.command(short_help="Make a repository.")
@@ -112,7 +111,7 @@ def init(invocation: Invocation, name: str, encryption: str) -> int:
 @configured
 def archives(invocation: Invocation, name: str, *, as_json: bool) -> int:
     """List the archives of a job that are in its repository, oldest first."""
-    with opened(invocation, name) as (_job, repository):
+    with opened(invocation, name) as (_job, repository, _stop):
         found = repository.archives(invocation.config.archive_glob(name))
     if as_json:
         for archive in found:
@@ -133,7 +132,10 @@ def prune(invocation: Invocation, name: str, *, dry_run: bool) -> int:
     Nothing is deleted when an archive on record is missing from the repository.
     """
     glob = invocation.config.archive_glob(name)
-    with opened(invocation, name) as (job, repository), closing(_ledger(invocation)) as ledger:
+    with (
+        opened(invocation, name) as (job, repository, _stop),
+        closing(_ledger(invocation)) as ledger,
+    ):
         if dry_run:
             done = care.prune(job, repository, ledger, glob, dry_run=True)
         else:
@@ -152,7 +154,7 @@ def prune(invocation: Invocation, name: str, *, dry_run: bool) -> int:
 def check(invocation: Invocation, name: str) -> int:
     """Verify a job's repository now, as its check table says."""
     with (
-        opened(invocation, name) as (job, repository),
+        opened(invocation, name) as (job, repository, _stop),
         closing(_ledger(invocation)) as ledger,
         _recorded(invocation, ledger, job, "check"),
     ):
@@ -180,8 +182,9 @@ def forget(invocation: Invocation, name: str, *, yes: bool) -> int:
     Until then retention deletes nothing, because whoever deleted them may be an attacker.
     """
     glob = invocation.config.archive_glob(name)
-    with opened(invocation, name) as (job, repository), closing(_ledger(invocation)) as ledger:
-        lost = care.missing(job, repository, ledger, glob)
+    with closing(_ledger(invocation)) as ledger:
+        with opened(invocation, name) as (job, repository, _stop):
+            lost = care.missing(job, repository, ledger, glob)
         if not lost:
             put("no archive on record is missing\n")
             return 0

@@ -54,6 +54,8 @@ class Archives:
     """A repository, and whatever can be asked about its archives: this host's borg, or a source."""
 
     repository: Repository
+    stop: Stop | None
+    """What ends in order whatever is run here, if anything does."""
 
     def run(
         self, words: Sequence[str], *, on_line: Callable[[bytes], None] | None = None
@@ -108,7 +110,7 @@ class LocalRepository(Archives):
     ) -> None:
         self.repository = repository
         self.passphrase = passphrase
-        self._stop = stop
+        self.stop = stop
         self._expected: tuple[list[str], subprocess.Popen[bytes]] | None = None
 
     def expect(self, name: str) -> None:
@@ -150,7 +152,7 @@ class LocalRepository(Archives):
         ``on_line`` is given each line of standard error as it comes.
         """
         process = self._expected_or_new(words, cwd)
-        stdout, stderr = _output(process, on_line, timeout, self._stop)
+        stdout, stderr = _output(process, on_line, timeout, self.stop)
         answer = Answer(process.returncode, stdout, stderr)
         self.check(words[0], answer.code, stderr)
         return answer
@@ -172,8 +174,8 @@ class LocalRepository(Archives):
     def check(self, verb: str, code: int, stderr: str) -> None:
         """Raise RepositoryError if that is how a failed borg ends."""
         if not is_done(code):
-            if self._stop is not None and self._stop.reason is not None:
-                raise RepositoryError(f"borg {verb}: {self._stop.reason}")
+            if self.stop is not None and self.stop.reason is not None:
+                raise RepositoryError(f"borg {verb}: {self.stop.reason}")
             last = printable((stderr.strip().splitlines() or ["no message"])[-1])
             raise RepositoryError(f"borg {verb} on {self.repository.path}: {last}")
 
@@ -237,6 +239,8 @@ class LocalRepository(Archives):
                 pass_fds=() if reader is None else (reader,),
                 env=environment,
                 cwd=cwd or "/",
+                # A terminal's ^C is for us to pass on: two signals would disturb borg's own end.
+                start_new_session=True,
             )
         except OSError as error:
             raise RepositoryError(f"cannot run {argv[0]}: {error.strerror}") from error

@@ -75,14 +75,14 @@ def restore(
             raise RequestError(f"path {printable(path)} {fault}")
     ledger = Ledger(places.ledger)
     try:
-        with opened(invocation, name) as (job, repository):
-            greeting = _granted(job, places)
+        with opened(invocation, name) as (job, repository, stop):
+            greeting = _granted(job, places, stop)
             found = contents.chosen(repository, config.archive_glob(name), archive)
             words = [VERB, "--log-json", "--list", *(["--dry-run"] if dry_run else [])]
             words += [str(job.repository.path), found.name, *paths]
             with on_record(ledger, job, places, "restore") as (run, log), alone(job, places):
                 ledger.update(run, archive=found.name)
-                done = _restored(job, places, greeting, words, log)
+                done = _restored(job, places, greeting, words, log, stop)
                 ledger.update(run, session=done.session, files=done.items)
     finally:
         ledger.close()
@@ -109,9 +109,9 @@ def restore(
     return 1 if done.warnings else 0
 
 
-def _granted(job: Task, places: Places) -> Greeting:
+def _granted(job: Task, places: Places, stop: Stop) -> Greeting:
     """What the source says of itself. Raises NotAllowedError where it restores nothing."""
-    greeting = hello(job.source, job.source_name, places.known_hosts)
+    greeting = hello(job.source, job.source_name, places.known_hosts, stop)
     if VERB not in greeting.verbs:
         raise NotAllowedError(
             f"source {job.source_name} does not allow {VERB}",
@@ -122,7 +122,12 @@ def _granted(job: Task, places: Places) -> Greeting:
 
 
 def _restored(
-    job: Task, places: Places, greeting: Greeting, words: Sequence[str], log: BinaryIO
+    job: Task,
+    places: Places,
+    greeting: Greeting,
+    words: Sequence[str],
+    log: BinaryIO,
+    stop: Stop,
 ) -> Restored:
     """Send the request and serve the repository for it. Raises FailedError and the like."""
     items = 0
@@ -135,15 +140,11 @@ def _restored(
     sent = sent_secret(
         job, greeting, lambda: secret.passphrase(job.repository_name, job.repository)
     )
-    stop = Stop()
-    try:
-        # borg's lock has to be written: the repository cannot be served for reading alone.
-        with Serving(job.repository, places.runtime_dir, log, append_only=True) as serving:
-            deadline = time.monotonic() + job.job.deadline.total_seconds()
-            talk = Conversation(serving, stop, deadline, log, on_line=hear)
-            talk.pull(ssh_command(job, places, request, serving), sent)
-    finally:
-        stop.close()
+    # borg's lock has to be written: the repository cannot be served for reading alone.
+    with Serving(job.repository, places.runtime_dir, log, append_only=True) as serving:
+        deadline = time.monotonic() + job.job.deadline.total_seconds()
+        talk = Conversation(serving, stop, deadline, log, on_line=hear)
+        talk.pull(ssh_command(job, places, request, serving), sent)
     result = talk.transcript.result or {}
     complaints = talk.transcript.complaints or []
     if talk.given_up is not None or talk.exit not in (0, 1):

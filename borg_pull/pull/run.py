@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from borg_pull.pull.places import Places
 from borg_pull.pull.progress import JsonScreen, PeopleScreen, Screen
 from borg_pull.pull.pull import Task
 from borg_pull.pull.serve import remove_abandoned
-from borg_pull.pull.stop import Stop
+from borg_pull.pull.stop import Stop, set_by_signals
 
 EXIT_CODES = """
 Exit codes: 0 every job made its backup; 1 with warnings; 2 a job failed, or was ended; 64 for a
@@ -68,7 +66,7 @@ def run(
         screen: Screen = JsonScreen() if as_json else PeopleScreen(quiet=quiet)
         stop = Stop()
         batch = _batch(config, ledger, places, workers, screen, stop)
-        with screen, _ended_by_signals(batch, stop):
+        with screen, set_by_signals(stop, batch.wake):
             verdict = batch.run([task(config, name) for name in chosen])
         worst = max(ORDER.index(verdict), _told(config, ledger, batch))
         _remove_old_logs(places.logs, config.settings.keep_logs.total_seconds())
@@ -120,25 +118,6 @@ def _batch(
         emit=screen.show,
         stop=stop,
     )
-
-
-@contextmanager
-def _ended_by_signals(batch: Batch, stop: Stop) -> Iterator[None]:
-    """Have signals end the batch in order, as long as it runs."""
-
-    def end(number: int, _frame: object) -> None:
-        stop.set(f"ended by {signal.Signals(number).name}")
-        batch.wake()
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # nohup(1) wants SIGHUP to stay ignored.
-    wanted = [one for one in numbers if signal.getsignal(one) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, end) for number in wanted}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _told(config: Config, ledger: Ledger, batch: Batch) -> int:

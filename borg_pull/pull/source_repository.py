@@ -77,7 +77,7 @@ class SourceRepository(Archives):
         self._greeting = greeting
         self._passphrase = passphrase
         self._log = log
-        self._stop = stop
+        self.stop: Stop = stop
 
     def prepare(self) -> None:
         """Raise NotAllowedError, ConfigurationError when the source would not list its archives."""
@@ -128,7 +128,7 @@ class SourceRepository(Archives):
             answer, error = self._asked(greeting, request, on_line)
             if error is None:
                 return answer
-            if answer.code != BUSY or time.monotonic() >= until or self._stop.wait(pause):
+            if answer.code != BUSY or time.monotonic() >= until or self.stop.wait(pause):
                 break
             pause *= 2
         if f"verb {verb} is not allowed" in error:
@@ -141,7 +141,7 @@ class SourceRepository(Archives):
         if greeting is None or verb not in greeting.verbs:
             # What is remembered may be out of date.
             task = self._task
-            greeting = hello(task.source, task.source_name, self._places.known_hosts, self._stop)
+            greeting = hello(task.source, task.source_name, self._places.known_hosts, self.stop)
             self._greeting = greeting
         if verb not in greeting.verbs:
             raise self._not_allowed(verb, greeting)
@@ -195,7 +195,7 @@ class SourceRepository(Archives):
         ) as serving:
             asked = Conversation(
                 serving,
-                self._stop,
+                self.stop,
                 time.monotonic() + task.job.deadline.total_seconds(),
                 self._log,
                 on_line=hear,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _LONGEST_POLL = 3600.0
 """Seconds; poll(2) counts milliseconds in an int, which ends at 24 days."""
@@ -48,3 +51,23 @@ class Stop:
         """Give its descriptors back."""
         os.close(self._reader)
         os.close(self._writer)
+
+
+@contextmanager
+def set_by_signals(stop: Stop, wake: Callable[[], None] | None = None) -> Iterator[None]:
+    """Have signals end in order what runs, rather than this process. ``wake`` is called then."""
+
+    def end(number: int, _frame: object) -> None:
+        stop.set(f"ended by {signal.Signals(number).name}")
+        if wake is not None:
+            wake()
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # nohup(1) wants SIGHUP to stay ignored.
+    wanted = [one for one in numbers if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from borg_pull.pull.ledger import Kind
 from tests.harness import builds
 from tests.harness.source import toml
 from tests.harness.wait import until
@@ -155,6 +156,81 @@ def test_a_signal_ends_it_in_order(
     assert run.outcome == "failure"
     assert run.error == f"ended by {number.name}"
     borg_pull("run", "job")
+
+
+HELD = """\
+#!{interpreter}
+# borg itself, which stops in the midst of its work, the repository locked.
+import os, time
+import borg.repository
+from borg.archiver import main
+work = borg.repository.Repository.{method}
+def held(self, *arguments, **options):
+    assert os.path.exists(os.path.join(self.path, "lock.exclusive"))
+    open({begun!r}, "w").write(str(os.getpid()))
+    time.sleep(1000)
+if not os.path.exists({begun!r}):
+    borg.repository.Repository.{method} = held
+main()
+"""
+
+
+def hold_borg(server: BackupServer, method: str) -> Path:
+    """Have the next borg here stop in a method of its repository; the file with its pid."""
+    interpreter = server.site.borg.read_text().splitlines()[0].removeprefix("#!")
+    held, begun = server.directory / "held", server.directory / "begun"
+    begun.unlink(missing_ok=True)
+    held.write_text(HELD.format(interpreter=interpreter, method=method, begun=str(begun)))
+    held.chmod(0o755)
+    server.document["repository"]["repository"]["borg"] = str(held)
+    return begun
+
+
+@pytest.mark.builds("frozen")
+@pytest.mark.parametrize(
+    ("words", "method", "kind"),
+    [
+        (("check", "job"), "check", "check"),
+        (("prune", "job"), "delete", "prune"),
+        (("prune", "job"), "compact_segments", "prune"),
+        (("run", "job"), "check", "check"),
+    ],
+    ids=["check", "prune", "compact", "check after a run"],
+)
+def test_a_signal_ends_borg_here_in_order(
+    server: BackupServer,
+    program: list[str],
+    borg_pull: Command,
+    words: tuple[str, ...],
+    method: str,
+    kind: Kind,
+) -> None:
+    """As ^C does, which goes to all of the terminal's foreground; and as systemd does."""
+    data = data_of(server)
+    repository = server.repository()
+    for name in ("job-1", "job-2"):
+        repository.run("create", f"{repository.path}::{name}", data)
+    server.job(paths=[data], retention={"keep_last": 1}, check={})
+    begun = hold_borg(server, method)
+    with subprocess.Popen(
+        [*program, "--config", str(configuration(server)), *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        until(lambda: begun.exists() and begun.read_text(), seconds=30, what="borg's work")
+        os.killpg(running.pid, signal.SIGINT if words[0] == "prune" else signal.SIGTERM)
+        _, said = running.communicate(timeout=30)
+    assert running.returncode == 2, said
+    assert not Path("/proc", begun.read_text()).exists(), "it was waited for"
+    assert not repository.locked()
+    run = server.ledger.last("job", kind=kind)
+    assert run is not None
+    assert run.outcome == "failure"
+    assert "ended by SIG" in (run.error or "")
+    server.document["repository"]["repository"]["borg"] = str(server.site.borg)
+    borg_pull(*words)
+    assert len(repository.archives()) == (2 if words[0] == "check" else 1)
 
 
 @pytest.mark.builds("frozen")

@@ -77,7 +77,7 @@ def test_a_source_that_alone_has_the_key(server: BackupServer, borg_pull: Comman
     assert server.site.pull(f"init -e repokey {path}", made).exit == 0
     server.job(paths=[data], repository="blind")
     borg_pull("run", "job")
-    assert "run borg-pull restore" in borg_pull("verify", "job", code=78).stderr
+    assert "run: borg-pull restore" in borg_pull("verify", "job", code=78).stderr
     told = json.loads(borg_pull("restore", "job", "latest", f"{data}/file", "--json").stdout)
     back = Path(f"{told['directory']}{data}/file")
     assert back.read_bytes() == Path(data, "file").read_bytes()

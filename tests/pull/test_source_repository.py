@@ -78,7 +78,6 @@ def test_a_list(repository: Answering) -> None:
         '{"archives": [{"id": 1, "archive": "job-", "time": "2026-01-01"}]}',
         f'{{"archives": [{SOUND.replace("job-1", "")}]}}',
         f'{{"archives": [{SOUND.replace("job-1", "j" * 5000)}]}}',
-        f'{{"archives": [{SOUND.replace("2026-11-21T01:02:03.000000", "0001-01-01")}]}}',
         f'{{"archives": [{SOUND.replace("2026-11-21T01:02:03.000000", "yesterday")}]}}',
         "[" * 100_000,
     ],
