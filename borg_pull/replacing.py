@@ -7,15 +7,15 @@ import os
 import secrets
 
 
-def replace(path: str, content: bytes) -> None:
-    """Put a file of mode 0644, the caller's own, at ``path``. Raises OSError."""
+def replace(path: str, content: bytes, *, mode: int = 0o644) -> None:
+    """Put a file of that mode, the caller's own, at ``path``. Raises OSError."""
     draft = f"{path}.{secrets.token_hex(4)}"
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fchmod(descriptor, 0o644)
+            os.fchmod(descriptor, mode)
             os.fsync(descriptor)
         os.rename(draft, path)
     except BaseException:

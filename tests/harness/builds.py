@@ -22,6 +22,7 @@ PROGRAMS = {
     "borg-pull-source": "borg_pull.source.main",
     "borg-pull-socket-wrap": "borg_pull.wrap.main",
     "borg-pull-admin": "borg_pull.admin.main",
+    "borg-pull-aio": "borg_pull.aio.main",
     "borg-pull": "borg_pull.pull.main",
 }
 CAPABILITY = "cap_dac_read_search=ep"
@@ -77,6 +78,11 @@ class Programs:
     def admin(self) -> Path:
         """The admin's program."""
         return self.directory / "borg-pull-admin"
+
+    @property
+    def aio(self) -> Path:
+        """The companion."""
+        return self.directory / "borg-pull-aio"
 
     @property
     def pull(self) -> Path:

@@ -1,0 +1,1 @@
+"""The companion: drives Nextcloud AIO's own daily backup for named actions."""

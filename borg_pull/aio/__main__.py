@@ -1,0 +1,5 @@
+import sys
+
+from borg_pull.aio.main import main
+
+sys.exit(main())

@@ -1,0 +1,172 @@
+"""How AIO stands: its containers, its target, its last backup, and what a crash has left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+from borg_pull.aio.configuration import AioConfiguration, shown
+from borg_pull.aio.engine import Container, Engine
+from borg_pull.aio.flow import PREFIX, lock_files
+from borg_pull.aio.verdict import SUCCESS_LINES
+from borg_pull.errors import BorgPullError
+
+if TYPE_CHECKING:
+    from borg_pull.aio.runs import Runs
+    from borg_pull.aio_policy import AioPolicy
+
+_LOG_LINES = 50
+
+
+def status(policy: AioPolicy, runs: Runs) -> dict[str, Any]:
+    """The answer of ``aio-status``. Raises EngineError."""
+    aio = policy.aio
+    engine = Engine(aio.engine)
+    containers = _containers(engine, policy)
+    answer: dict[str, Any] = {
+        "type": "aio-status",
+        "version": 1,
+        "containers": [_told(name, found) for name, found in containers],
+        "last_backup": _last_backup(engine, dict(containers).get(aio.borgbackup_container)),
+        "running": runs.under_way(),
+        "last_job": next(iter(runs.jobs.all()), None),
+    }
+    try:
+        content = AioConfiguration(aio.configuration_file).read()
+        answer |= {
+            "set_up": content.is_set_up,
+            "target": shown(content.target),
+            "target_name": name_of_target(policy, content.target),
+            "lock_files": sorted(lock_files(aio, content.target)),
+            "error": None,
+        }
+    except BorgPullError as error:
+        answer |= {"set_up": None, "target": None, "target_name": None, "lock_files": []}
+        answer["error"] = error.message
+    return answer
+
+
+def health(policy: AioPolicy) -> dict[str, Any]:
+    """The answer of ``health``. Raises EngineError."""
+    aio = policy.aio
+    skipped = (aio.borgbackup_container, aio.watchtower_container)
+    told = [
+        _told(name, found)
+        for name, found in _containers(Engine(aio.engine), policy)
+        if name not in skipped
+    ]
+    amiss = [one["name"] for one in told if one["status"] != "running" or not one["ok"]]
+    return {
+        "type": "health",
+        "version": 1,
+        "healthy": not amiss,
+        "amiss": amiss,
+        "containers": told,
+    }
+
+
+def metrics(policy: AioPolicy, runs: Runs) -> dict[str, Any]:
+    """The answer of ``metrics``: Prometheus' text format. Raises EngineError."""
+    registry = CollectorRegistry()
+    labels = ("name", "kind")
+    ended = Gauge(
+        "borg_pull_aio_last_run_timestamp_seconds",
+        "End of the last run, by action or target.",
+        labels,
+        registry=registry,
+    )
+    success = Gauge(
+        "borg_pull_aio_last_run_success",
+        "Whether that run was a success: 1 yes, 0 no.",
+        labels,
+        registry=registry,
+    )
+    duration = Gauge(
+        "borg_pull_aio_last_run_duration_seconds", "How long it took.", labels, registry=registry
+    )
+    for job in reversed(runs.jobs.all()):
+        if job["status"] == "finished":
+            names = (job["action"] or job["target_name"] or "", job["kind"])
+            ended.labels(*names).set(_seconds(job["ended"]))
+            success.labels(*names).set(int(job["result"] == "success"))
+            duration.labels(*names).set(job["duration"] or 0)
+    under_way = Gauge(
+        "borg_pull_aio_running", "Whether a run is under way: 1 yes, 0 no.", registry=registry
+    )
+    under_way.set(int(runs.under_way() is not None))
+    container = Gauge(
+        "borg_pull_aio_container_healthy",
+        "Whether a container of AIO runs and is healthy: 1 yes, 0 no.",
+        ("container",),
+        registry=registry,
+    )
+    for one in health(policy)["containers"]:
+        container.labels(one["name"]).set(int(one["status"] == "running" and one["ok"]))
+    text = generate_latest(registry).decode("utf-8")
+    return {"type": "metrics", "version": 1, "format": "prometheus", "text": text}
+
+
+def target(policy: AioPolicy) -> dict[str, Any]:
+    """The answer of ``target show``. Raises ConfigurationError."""
+    found = AioConfiguration(policy.aio.configuration_file).read().target
+    return {
+        "type": "target",
+        "version": 1,
+        "target": shown(found),
+        "name": name_of_target(policy, found),
+    }
+
+
+def name_of_target(policy: AioPolicy, found: dict[str, Any]) -> str | None:
+    """What the whitelist calls the target that AIO has; None when it does not."""
+    from borg_pull.aio.configuration import is_same
+    from borg_pull.aio.flow import keys_of_target
+
+    return next(
+        (name for name, one in policy.targets.items() if is_same(keys_of_target(one), found)),
+        None,
+    )
+
+
+def _containers(engine: Engine, policy: AioPolicy) -> list[tuple[str, Container | None]]:
+    aio = policy.aio
+    names = {*engine.named(PREFIX), aio.mastercontainer, aio.borgbackup_container}
+    return [(name, engine.inspect(name)) for name in sorted({*names, aio.apache_container})]
+
+
+def _told(name: str, found: Container | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "status": "absent" if found is None else found.status,
+        "health": None if found is None else found.health,
+        "started_at": None if found is None else found.started_at,
+        "ok": found is not None and found.health in (None, "healthy"),
+    }
+
+
+def _last_backup(engine: Engine, found: Container | None) -> dict[str, Any] | None:
+    """What the backup container did last, whoever had it done, and how that ended."""
+    if found is None or found.started_at is None:
+        return None
+    kind = found.told.get("BORG_MODE")
+    answer = {
+        "kind": kind,
+        "started_at": found.started_at,
+        "finished_at": found.finished_at,
+        "exit_code": found.exit_code,
+    }
+    if found.running:
+        return answer | {"verdict": "running"}
+    lines = engine.logs(found.id, since=found.started_at, stderr=False, tail=_LOG_LINES)
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    is_success = last.startswith(tuple(SUCCESS_LINES.values()))
+    if found.exit_code != 0:
+        return answer | {"verdict": "fail"}
+    return answer | {"verdict": "success" if is_success else "unknown"}
+
+
+def _seconds(time: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(time).timestamp()

@@ -1,0 +1,216 @@
+"""Jobs and their events: one file each, JSON Lines, bounded in size, number and age.
+
+The first line tells what the job is, each further one is an event; the last event is the result.
+They are written by the run itself, and read by whoever follows it, in whichever process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from borg_pull.audit import encode, is_session, timestamp
+from borg_pull.errors import SystemRefusedError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from borg_pull.audit import JSONValue
+
+MAX_OUTPUT_BYTES = 8 << 20
+"""Of a job's file: from there on output is not kept; states and the result still are."""
+MAX_LINE = 2000
+"""Characters of one line of output."""
+_TAIL = 64 * 1024
+_DAY = 24 * 60 * 60
+_SUFFIX = ".jsonl"
+RESULT = "result"
+
+
+class Jobs:
+    """All jobs of ``state_dir``."""
+
+    def __init__(self, state_dir: str, *, keep: int, keep_days: int) -> None:
+        self._directory = f"{state_dir}/jobs"
+        self._keep = keep
+        self._keep_days = keep_days
+
+    def create(self, job: str, head: Mapping[str, JSONValue]) -> Events:
+        """A new job's events; the oldest jobs make room. Raises SystemRefusedError."""
+        self._clear(self._keep - 1)
+        line = {"type": "job", "job_id": job, **head, "created": timestamp(time.time())}
+        path = self._path(job)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+            descriptor = os.open(path, flags, 0o600)
+            os.write(descriptor, f"{encode(line)}\n".encode("ascii"))
+        except OSError as error:
+            raise SystemRefusedError.because(f"{path} cannot be written", error) from error
+        return Events(descriptor, job, number=0, size=0)
+
+    def resume(self, job: str) -> Events:
+        """The events of a job whose run was killed. Raises SystemRefusedError."""
+        path = self._path(job)
+        try:
+            content = _read(path)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            if content and not content.endswith(b"\n"):
+                os.write(descriptor, b"\n")
+        except OSError as error:
+            raise SystemRefusedError.because(f"{path} cannot be written", error) from error
+        numbers = [event["number"] for event in _parsed(content) if "number" in event]
+        return Events(descriptor, job, number=max(numbers, default=0), size=len(content))
+
+    def head(self, job: str) -> dict[str, Any] | None:
+        """What the job is and how it stands; None when there is none of that id."""
+        try:
+            with open(self._path(job), "rb") as file:
+                head = _parsed(file.readline())
+                start = max(file.tell(), os.fstat(file.fileno()).st_size - _TAIL)
+                file.seek(start)
+                last = _parsed(file.read())
+        except OSError:
+            return None
+        if not head:
+            return None
+        summary = head[0] | {"status": "running", "state": None, "result": None}
+        for event in last:
+            if event.get("event") == "state":
+                summary["state"] = event["state"]
+            if event.get("event") == RESULT:
+                told = ("result", "exit", "error", "duration", "target_restored")
+                summary |= {name: event.get(name) for name in told}
+                summary |= {"status": "finished", "ended": event["time"]}
+        return summary
+
+    def all(self) -> list[dict[str, Any]]:
+        """Every job's head, the newest first."""
+        heads = [self.head(job) for job in self._ids()]
+        return sorted(
+            (head for head in heads if head is not None),
+            key=lambda head: str(head["created"]),
+            reverse=True,
+        )
+
+    def events(
+        self, job: str, start: int, *, follow: Callable[[], bool] | None, poll: float = 0.2
+    ) -> Iterator[dict[str, Any]]:
+        """Its events from number ``start`` on. ``follow`` has them come until the result, or until
+        it says that nobody works on the job any more."""
+        rest = b""
+        with open(self._path(job), "rb") as file:
+            while True:
+                is_alive = follow is not None and follow()
+                # Asked before reading: what the run wrote last must not be missed.
+                rest += file.read()
+                *lines, rest = rest.split(b"\n")
+                for event in _parsed(b"\n".join(lines)):
+                    if event.get("number", 0) >= start:
+                        yield event
+                    if event.get("event") == RESULT:
+                        return
+                if not is_alive:
+                    return
+                time.sleep(poll)
+
+    def ask_to_cancel(self, job: str, who: str) -> None:
+        """Leave word for its run. Raises SystemRefusedError."""
+        path = self._path(job, ".cancel")
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(who)
+        except OSError as error:
+            raise SystemRefusedError.because(f"{path} cannot be written", error) from error
+
+    def cancelled_by(self, job: str) -> str | None:
+        """Who has asked to cancel it."""
+        try:
+            with open(self._path(job, ".cancel"), encoding="utf-8") as file:
+                return file.read()
+        except OSError:
+            return None
+
+    def _path(self, job: str, suffix: str = _SUFFIX) -> str:
+        if not is_session(job):
+            raise ValueError("no job's id")
+        return f"{self._directory}/{job}{suffix}"
+
+    def _ids(self) -> list[str]:
+        names = (name.removesuffix(_SUFFIX) for name in os.listdir(self._directory))
+        return [name for name in names if is_session(name)]
+
+    def _clear(self, keep: int) -> None:
+        """Remove what is too old, and then the oldest that are too many."""
+        ages: list[tuple[float, str]] = []
+        for job in self._ids():
+            with contextlib.suppress(OSError):
+                ages.append((os.stat(self._path(job)).st_mtime, job))
+        ages.sort(reverse=True)
+        oldest = time.time() - self._keep_days * _DAY
+        for place, (written, job) in enumerate(ages):
+            if place >= keep or written < oldest:
+                for suffix in (_SUFFIX, ".cancel"):
+                    with contextlib.suppress(OSError):
+                        os.unlink(self._path(job, suffix))
+
+
+class Events:
+    """Appends events to one job. A full disk loses events, never the run."""
+
+    def __init__(self, descriptor: int, job: str, *, number: int, size: int) -> None:
+        self._descriptor = descriptor
+        self._job = job
+        self._number = number
+        self._size = size
+        self._is_full = False
+
+    def add(self, event: str, **fields: JSONValue) -> None:
+        """Append one."""
+        self._number += 1
+        line = encode(
+            {
+                "type": "event",
+                "job": self._job,
+                "number": self._number,
+                "time": timestamp(time.time()),
+                "event": event,
+                **fields,
+            }
+        )
+        with contextlib.suppress(OSError):
+            self._size += os.write(self._descriptor, f"{line}\n".encode("ascii"))
+
+    def output(self, origin: str, line: str) -> None:
+        """Append one line of output, escaped and cut."""
+        if self._size < MAX_OUTPUT_BYTES:
+            self.add("output", origin=origin, line=printable(line[:MAX_LINE]))
+        elif not self._is_full:
+            self._is_full = True
+            self.add("output", origin=origin, line="[further output is not kept]")
+
+    def close(self) -> None:
+        """No more events from here."""
+        os.close(self._descriptor)
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
+def _parsed(content: bytes) -> list[dict[str, Any]]:
+    """The lines that are whole: a power cut may have torn one."""
+    found = []
+    for line in content.split(b"\n"):
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict):
+                found.append(event)
+    return found
