@@ -68,6 +68,8 @@ class _Done:
     asked_anew: bool
     attempt: Attempt | None = None
     error: BorgPullError | None = None
+    kept: dict[str, str] = field(default_factory=dict)
+    """The archives that were on record before, id to name."""
     care: list[Verdict] = field(default_factory=list)
     """How retention and check went, as far as it was their turn."""
     is_to_be_tried_again: bool = False
@@ -285,9 +287,11 @@ class Batch:
             if can_care and not done.is_to_be_tried_again:
                 archives = self._archives(task, done.greeting, log, self._stop)
                 done.care = self._care(one, archives, after_success=done.is_good)
+                done.care += self._look(done)
 
     def _pull(self, done: _Done, earlier: list[Run], log: Log) -> None:
         one, task = done.pending, done.pending.task
+        done.kept = self._ledger.kept(task.name)
         deadline = one.began + task.job.deadline.total_seconds()
         while True:
             greeting = done.greeting or hello(
@@ -302,7 +306,7 @@ class Batch:
                     archives=self._archives(task, greeting, log),
                     passphrase=lambda: self._passphrase(task),
                     earlier=earlier,
-                    on_record=self._ledger.kept(task.name).keys(),
+                    on_record=done.kept.keys(),
                     log=log,
                     emit=lambda event: self._messages.put({"pending": one, **event}),
                     stop=self._stop,
@@ -385,6 +389,25 @@ class Batch:
             if due is not None and due <= now:
                 verdicts.append(self._cared(one, "check", lambda: care.check(task, archives)))
         return verdicts
+
+    def _look(self, done: _Done) -> list[Verdict]:
+        """Where nothing is pruned, look for the archives on record in the list that was had anyway.
+
+        On record is that something is missing, and that nothing is any more.
+        """
+        one, task, result = done.pending, done.pending.task, done.attempt
+        if task.job.retention is not None or result is None or result.listed is None:
+            return []
+        lost = care.unlisted(done.kept, result.listed, self._config.archive_glob(task.name))
+        last = self._ledger.last(task.name, kind="lookup")
+        if not lost and (last is None or last.outcome == "success"):
+            return []
+
+        def act() -> None:
+            if lost:
+                raise care.MissingArchivesError(task.name, [*lost.values()], care.NOTHING_DONE)
+
+        return [self._cared(one, "lookup", act)]
 
     def _cared(self, one: _Pending, kind: str, act: Callable[[], object]) -> Verdict:
         task = one.task

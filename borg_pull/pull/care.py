@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import configparser
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from borg_pull.errors import ConfigurationError, FailedError, printable
@@ -24,6 +25,7 @@ NAMED = 5
 """How many missing archives a message names."""
 
 NOTHING_DELETED = "nothing was deleted"
+NOTHING_DONE = "compact nothing"
 NOTHING_FREED = "what was deleted is not freed yet"
 
 
@@ -51,15 +53,29 @@ class Pruned:
 
 def missing(task: Task, archives: Archives, ledger: Ledger, glob: str) -> dict[str, str]:
     """The archives that are on record and not in the repository: id to name."""
-    return _missing(task, ledger.kept(task.name), archives.archives(glob))
+    return _missing(task, ledger.kept(task.name), archives.archives(glob), glob)
 
 
-def _missing(task: Task, on_record: dict[str, str], listed: Sequence[Archive]) -> dict[str, str]:
+def _missing(
+    task: Task, on_record: dict[str, str], listed: Sequence[Archive], glob: str
+) -> dict[str, str]:
     """Those on record that are not listed; or, where the source lists them, not stored here."""
     present = {archive.id for archive in listed}
     if task.repository.key_on == "source":
         present = {id_ for id_ in present if id_ not in on_record or is_stored(task, id_)}
-    return {id_: name for id_, name in on_record.items() if id_ not in present}
+    return unlisted(on_record, present, glob)
+
+
+def unlisted(on_record: Mapping[str, str], listed: Collection[str], glob: str) -> dict[str, str]:
+    """The archives on record that are not among the ids that were ``listed``: id to name.
+
+    One of a name that the job does not give any more cannot be among them, and is left out.
+    """
+    return {
+        id_: name
+        for id_, name in on_record.items()
+        if id_ not in listed and fnmatchcase(name, glob)
+    }
 
 
 def prune(
@@ -81,7 +97,7 @@ def prune(
     if retention is None:
         raise ConfigurationError(f"job {task.name} has no retention", "see pull.toml")
     before = archives.archives(glob)
-    lost = _missing(task, ledger.kept(task.name), before)
+    lost = _missing(task, ledger.kept(task.name), before, glob)
     if lost:
         raise MissingArchivesError(task.name, [*lost.values()])
     words = ["prune", "--list", "--glob-archives", glob, *keep_options(retention)]
@@ -95,7 +111,7 @@ def prune(
     deleted = [archive for archive in before if archive.id not in after]
     ledger.mark_gone(task.name, [archive.id for archive in deleted])
     if task.repository.key_on == "source":
-        lost = _missing(task, ledger.kept(task.name), listed)
+        lost = _missing(task, ledger.kept(task.name), listed, glob)
         if lost:
             raise MissingArchivesError(task.name, [*lost.values()], NOTHING_FREED)
     if retention.compact and deleted:

@@ -38,7 +38,7 @@ class Condition:
     """The last try that has ended."""
     running: Run | None
     failed_care: tuple[Run, ...]
-    """Last prune, check and verify, as far as they failed."""
+    """Last prune, check, verify and look for archives, as far as they failed."""
     sizes: tuple[int, ...]
     """Original sizes of the last archives, oldest first."""
     next_due: datetime | None
@@ -101,6 +101,8 @@ def conditions(config: Config, ledger: Ledger, now: datetime) -> list[Condition]
 _CARE: dict[str, Callable[[Job], bool]] = {
     "prune": lambda job: job.retention is not None,
     "check": lambda job: job.check is not None,
+    # What prune looks for where there is retention.
+    "lookup": lambda job: job.retention is None,
     "verify": lambda _job: True,
 }
 

@@ -36,7 +36,7 @@ BUSY_PAUSE = 0.05
 RESERVE_BYTES = 1024 * 1024
 """Room for the ends of a good many runs, which take some pages of 4 KiB each."""
 
-Kind = Literal["create", "check", "prune", "compact", "verify", "restore"]
+Kind = Literal["create", "check", "prune", "compact", "verify", "restore", "lookup"]
 
 # Each entry is one version of the schema; none is ever changed once released.
 MIGRATIONS: tuple[str, ...] = (

@@ -21,7 +21,7 @@ from typing import Any
 
 from borg_pull.errors import BorgPullError, ConfigurationError, FailedError, printable
 from borg_pull.pull import outcome, source, ssh
-from borg_pull.pull.config import Job, Repository, Source
+from borg_pull.pull.config import Job, Repository, Source, archive_prefix
 from borg_pull.pull.ledger import Run
 from borg_pull.pull.log import LogFile
 from borg_pull.pull.outcome import Evidence, Outcome
@@ -72,6 +72,8 @@ class Attempt:
     new_size: int | None = None
     duration: float = 0.0
     complaints: list[str] = field(default_factory=list)
+    listed: frozenset[str] | None = None
+    """The ids of the job's archives in the repository; None where nobody looked."""
 
 
 class UnreachableError(FailedError):
@@ -100,6 +102,8 @@ def attempt(
     """
     started = time.monotonic()
     archives.prepare()
+    # All the job's at once: one look finds the new archive, and what is missing of the others.
+    glob = f"{archive_prefix(task.name, task.job)}*"
     name = _archive_name(task, {run.archive for run in earlier}, stop)
     request = source.create(greeting, task.source, task.job, task.repository.path, name)
     secret = sent_secret(task, greeting, passphrase)
@@ -107,12 +111,13 @@ def attempt(
         with Serving(
             task.repository, places.runtime_dir, log, append_only=task.job.append_only
         ) as serving:
-            ready = partial(archives.expect, name)
+            ready = partial(archives.expect, glob)
             run = Conversation(serving, stop, deadline, log, emit=emit, on_finishing=ready)
             run.pull(ssh_command(task, places, request, serving), secret)
-        archive, statistics_, lookup_error = _looked_up(archives, run, name, on_record)
+        look = _looked_up(archives, run, name, glob, on_record)
     finally:
         archives.dismiss()
+    archive, statistics_ = look.archive, look.statistics
     original_size = _size(statistics_, "original_size")
     usual_sizes = [run.original_size for run in earlier if run.original_size is not None]
     evidence = Evidence(
@@ -123,7 +128,7 @@ def attempt(
         transcript=run.transcript,
         ssh_said=run.ssh_said,
         archive_id=None if archive is None else archive.id,
-        lookup_error=lookup_error,
+        lookup_error=look.error,
         original_size=original_size,
         minimum_size=int(task.job.minimum_size),
         usual_size=int(statistics.median(usual_sizes)) if usual_sizes else None,
@@ -144,6 +149,7 @@ def attempt(
         new_size=_size(statistics_, "deduplicated_size"),
         duration=round(time.monotonic() - started, 3),
         complaints=run.transcript.complaints or [],
+        listed=look.listed,
     )
 
 
@@ -377,17 +383,30 @@ class Conversation:
             )
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What a look into the repository after a run has found."""
+
+    archive: Archive | None = None
+    statistics: dict[str, Any] = field(default_factory=dict)
+    """The archive's, as borg gave them."""
+    listed: frozenset[str] | None = None
+    """The ids of all that match."""
+    error: str | None = None
+    """Why the archive is not known."""
+
+
 def _looked_up(
-    archives: Archives, run: Conversation, name: str, on_record: Collection[str]
-) -> tuple[Archive | None, dict[str, Any], str | None]:
-    """The archive in the repository, its statistics as borg gave them, and why it is not known.
+    archives: Archives, run: Conversation, name: str, glob: str, on_record: Collection[str]
+) -> _Look:
+    """What is in the repository of those that match ``glob``, and of the archive ``name``.
 
     Only for a run that may have made one: a failure needs no look. What the source says of the
     archive is not believed where it can be checked: it must be the one that was asked for, and
     none of an earlier run.
     """
     if run.given_up is not None or run.exit not in (0, 1):
-        return None, {}, None
+        return _Look()
     import json
 
     said: dict[str, Any] = {}
@@ -395,17 +414,19 @@ def _looked_up(
         said = dict(json.loads(run.answer)["archive"])
     made = str(said.get("name", name))
     if not source.is_named(made, name):
-        return None, {}, f"the source made {printable(made[:200])}, not the archive {name}"
+        return _Look(error=f"the source made {printable(made[:200])}, not the archive {name}")
     try:
-        archive = archives.archive(made)
+        found = archives.archives(glob)
+        listed = frozenset(one.id for one in found)
+        archive = archives.named(made, found)
         if archive is None:
-            return None, {}, None
+            return _Look(listed=listed)
         stats = said.get("stats") or archives.info(made).get("stats")
     except (BorgPullError, ValueError, LookupError) as error:
-        return None, {}, error.line() if isinstance(error, BorgPullError) else str(error)
+        return _Look(error=error.line() if isinstance(error, BorgPullError) else str(error))
     if archive.id in on_record or said.get("id", archive.id) != archive.id:
-        return None, {}, f"the archive {made} is another one than the run made"
-    return archive, stats if isinstance(stats, dict) else {}, None
+        return _Look(listed=listed, error=f"the archive {made} is another one than the run made")
+    return _Look(archive, stats if isinstance(stats, dict) else {}, listed)
 
 
 def _size(stats: dict[str, Any], name: str) -> int | None:

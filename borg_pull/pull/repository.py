@@ -69,8 +69,8 @@ class Archives:
     def prepare(self) -> None:
         """Raise BorgPullError for what can already be known to keep archives from being read."""
 
-    def expect(self, name: str) -> None:
-        """Be ready for `archive` to be asked for ``name``."""
+    def expect(self, glob: str) -> None:
+        """Be ready for `archives` to be asked for ``glob``."""
 
     def dismiss(self) -> None:
         """End what `expect` has started, if that was not needed."""
@@ -90,7 +90,11 @@ class Archives:
 
     def archive(self, name: str) -> Archive | None:
         """The one of that very name."""
-        return next((one for one in self.archives(escaped(name)) if one.name == name), None)
+        return self.named(name, self.archives(escaped(name)))
+
+    def named(self, name: str, listed: Sequence[Archive]) -> Archive | None:
+        """The one of that very name, of those that `archives` has ``listed``."""
+        return next((one for one in listed if one.name == name), None)
 
     def info(self, archive: str) -> dict[str, Any]:
         """What ``borg info --json`` says of one archive."""
@@ -113,8 +117,8 @@ class LocalRepository(Archives):
         self.stop = stop
         self._expected: tuple[list[str], subprocess.Popen[bytes]] | None = None
 
-    def expect(self, name: str) -> None:
-        words = self._listing(escaped(name))
+    def expect(self, glob: str) -> None:
+        words = self._listing(glob)
         # What is wrong is told when it is asked in earnest.
         with contextlib.suppress(BorgPullError, OSError):
             waiting = preload.command(self._argv(words), preload.AT_A_BYTE)

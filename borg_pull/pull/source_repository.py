@@ -100,9 +100,9 @@ class SourceRepository(Archives):
         except _NO_ANSWER as error:
             raise self._senseless("info") from error
 
-    def archive(self, name: str) -> Archive | None:
+    def named(self, name: str, listed: Sequence[Archive]) -> Archive | None:
         """The one of that very name, of which there is more than the source's word."""
-        found = super().archive(name)
+        found = super().named(name, listed)
         if found is not None and not is_stored(self._task, found.id):
             raise RepositoryError(
                 f"source {self._task.source_name} lists the archive {name}, "

@@ -143,6 +143,38 @@ def test_a_deletion_stops_retention_and_is_told(
     assert told[-1].startswith("job is fine again")
 
 
+def test_a_deletion_is_told_without_retention(
+    server: BackupServer, borg_pull: Command, told: list[str]
+) -> None:
+    """Nobody prunes, so nobody would look, until a restore is wanted."""
+    data = data_of(server)
+    repository = server.repository()
+    server.job(paths=[data], archive="old-{utcnow}")
+    borg_pull("run", "job")
+    server.job(paths=[data])
+    borg_pull("run", "job")
+    assert server.ledger.last("job", kind="lookup") is None, "the old name's is not looked for"
+    old, first = repository.archives()
+    deletes(server, repository, first, "--append-only")
+    failed = borg_pull("run", "job", code=2)
+    assert "job: lookup failed: job job: 1 archives on record are missing" in failed.stderr
+    create = server.ledger.last("job")
+    assert create is not None
+    assert create.outcome == "success"
+    (message,) = told
+    assert message.startswith("job fails: job job: 1 archives on record are missing")
+    assert "lookup failed" in borg_pull("status", code=1).stdout
+    assert len(repository.archives()) == 2
+    # The control: a person says that it is all right.
+    assert old not in borg_pull("forget", "job", "--yes").stdout
+    borg_pull("run", "job")
+    borg_pull("status")
+    looks = [run.outcome for run in server.ledger.runs("job") if run.kind == "lookup"]
+    assert looks == ["success", "failure"], "on record is what changes"
+    assert told[-1].startswith("job is fine again")
+    assert old in repository.archives()
+
+
 def test_a_check_is_due_whatever_came_of_the_pull(server: BackupServer) -> None:
     """Else a source that is away, or makes each pull fail, keeps damage here from being seen."""
     data_of(server)
