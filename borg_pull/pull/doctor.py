@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from borg_pull import __version__
-from borg_pull.errors import BorgPullError, ConfigurationError, printable
+from borg_pull.errors import BorgPullError, ConfigurationError, NotAllowedError, printable
 from borg_pull.findings import Finding, Findings, findings_lines, many
 from borg_pull.output import print_lines, put
 from borg_pull.pull import identities, secret, ssh
@@ -34,8 +34,8 @@ from borg_pull.pull.places import Places
 from borg_pull.pull.progress import size
 from borg_pull.pull.repository import LocalRepository
 from borg_pull.pull.source import PROTOCOL, Greeting, greeting
-from borg_pull.pull.timers import compare, setting_of, usual_directory
-from borg_pull.pull.units import Scope, units
+from borg_pull.pull.timers import installed, usual_directory
+from borg_pull.pull.units import Scope
 
 AREAS = ("configuration", "source", "repository", "storage", "ledger", "timers")
 """In the order they are told."""
@@ -331,13 +331,17 @@ def _look_at_timers(findings: Findings, invocation: Invocation) -> None:
     for scope in scopes:
         directory = usual_directory(scope)
         try:
-            wanted = units(setting_of(invocation, scope))
+            states, account = installed(invocation, scope)
+        except NotAllowedError:
+            findings.unchecked(
+                "timers.installed", str(directory), "the services run as another account"
+            )
+            return
         except BorgPullError as error:
             findings.wrong(
                 "warning", "timers.installed", "timers", error.message, remedy=error.hint
             )
             return
-        states = compare(directory, invocation.path, wanted)
         if all(state == "missing" for state in states.values()):
             continue
         amiss = [name for name, state in states.items() if state != "same"]
@@ -349,7 +353,8 @@ def _look_at_timers(findings: Findings, invocation: Invocation) -> None:
             "timers.installed",
             str(directory),
             f"not as configured: {', '.join(amiss)}",
-            remedy=f"borg-pull timers install --{scope}",
+            remedy=f"borg-pull timers install --{scope}"
+            + (f" --run-as {account}" if account is not None else ""),
         )
         return
     findings.wrong(

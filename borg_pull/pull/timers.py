@@ -170,6 +170,33 @@ def compare(directory: Path, main: Path, wanted: Mapping[str, str]) -> dict[str,
     return states
 
 
+def installed(invocation: Invocation, scope: Scope) -> tuple[dict[str, State], str | None]:
+    """What `compare` finds where systemd looks, for the account that the units there run as.
+
+    With its name, if that is not the caller's. Raises NotAllowedError where only root can be that
+    account, and BorgPullError where it cannot have the units.
+    """
+    directory = usual_directory(scope)
+    account = _account_of(directory, invocation.path) if scope == "system" else None
+    if account == pwd.getpwuid(os.geteuid()).pw_name:
+        account = None
+    with _as_account(account):
+        # Read anew: what begins with "~" is that account's.
+        theirs = Invocation()
+        theirs.chosen = invocation.path
+        return compare(directory, theirs.path, units(setting_of(theirs, scope))), account
+
+
+def _account_of(directory: Path, main: Path) -> str | None:
+    """Whom the services run as that were made from the configuration ``main``."""
+    for path in sorted(directory.glob("borg-pull-*.service")):
+        if _is_from(path, main):
+            for line in (_content(path) or "").splitlines():
+                if line.startswith("User="):
+                    return line.removeprefix("User=")
+    return None
+
+
 def usual_directory(scope: Scope) -> Path:
     """Where systemd looks for units that an admin, or a user, has written."""
     if scope == "system":

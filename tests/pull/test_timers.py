@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from borg_pull.errors import ConfigurationError
-from borg_pull.pull import timers, units
+from borg_pull.findings import Finding, Findings
+from borg_pull.pull import doctor, timers, units
 from borg_pull.pull.config import load
+from borg_pull.pull.invocation import Invocation
 from borg_pull.pull.places import Places
 from tests.harness.source import toml
 from tests.pull.runs import run, start
@@ -271,6 +273,44 @@ def test_services_of_another_account(monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"{account.pw_dir}/borg-pull-of-test" in said.stdout
         assert (os.geteuid(), os.environ["HOME"]) == (0, "/root")
         assert run("timers", "install", *words, "nobody-here").exit == 64
+
+
+@pytest.mark.needs_root
+def test_the_doctor_knows_whose_services_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root asks, and they are compared with what their account is to have."""
+    account = pwd.getpwnam("games")
+    monkeypatch.setenv("HOME", "/root")
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        host = Host(Path(directory))
+        host.root.chmod(0o755)
+        host.document["settings"]["state_dir"] = "~/borg-pull-of-test"
+        host.timers("remove")
+        host.main.chmod(0o644)
+        monkeypatch.setattr(timers, "OF_SYSTEM", host.units)
+        invocation, theirs = Invocation(), Invocation()
+        invocation.chosen = theirs.chosen = host.main
+        with timers._as_account(account.pw_name):
+            wanted = units.units(timers.setting_of(theirs, "system"))
+        assert wanted != units.units(timers.setting_of(invocation, "system")), "the control"
+        host.units.mkdir(exist_ok=True)
+        for name, text in wanted.items():
+            (host.units / name).write_text(text)
+
+        def told() -> Finding:
+            findings = Findings()
+            doctor._look_at_timers(findings, invocation)
+            (found,) = findings.found
+            return found
+
+        assert told().level == "ok"
+        (host.units / JOB_FILES[0]).unlink()
+        assert told().found == f"not as configured: {JOB_FILES[0]}"
+        assert told().remedy == "borg-pull timers install --system --run-as games"
+        os.seteuid(65534)
+        try:
+            assert told().level == "unchecked"
+        finally:
+            os.seteuid(0)
 
 
 def test_a_user_gives_no_services_away(host: Host) -> None:
