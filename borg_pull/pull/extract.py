@@ -7,8 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -18,7 +16,7 @@ from borg_pull.output import abandon_output, print_error, put
 from borg_pull.pull import contents
 from borg_pull.pull.contents import Item
 from borg_pull.pull.invocation import Invocation, configured
-from borg_pull.pull.progress import size
+from borg_pull.pull.progress import counting, size
 from borg_pull.pull.repositories import local
 from borg_pull.pull.repository import RepositoryError
 from borg_pull.pull.run import task
@@ -62,7 +60,7 @@ def extract(
     patterns = contents.members(paths)
     repository = local(config, job.repository_name)
     found = contents.chosen(repository, config.archive_glob(name), archive)
-    with shown_progress(found.name) as show:
+    with counting(found.name) as show:
         done = contents.extract(
             repository, found.name, patterns, directory.absolute(), dry_run=dry_run, show=show
         )
@@ -87,26 +85,6 @@ def extract(
         for warning in done.warnings:
             print_error(warning, "yellow")
     return 1 if done.warnings else 0
-
-
-@contextmanager
-def shown_progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing elsewhere; takes how much is done, of how much."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    with Progress(
-        TextColumn("{task.fields[name]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        job = bar.add_task("", total=None, name=printable(name))
-        yield lambda done, whole: bar.update(job, completed=done, total=whole)
 
 
 @click.command(short_help="List what an archive holds.")

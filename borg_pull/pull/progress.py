@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from borg_pull.errors import printable
@@ -114,6 +116,26 @@ class PeopleScreen:
 
     def _print(self, line: str, style: str) -> None:
         self._console.print(line, style=style, soft_wrap=True)
+
+
+@contextmanager
+def counting(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on a terminal, nothing elsewhere; takes how much is done, and of how much if known."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    with Progress(
+        TextColumn("{task.fields[name]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        job = bar.add_task("", total=None, name=printable(name))
+        yield lambda done, whole: bar.update(job, completed=done, total=whole)
 
 
 _STYLES = {"success": "green", "warning": "yellow", "failure": "bold red", "skipped": "dim"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -24,6 +24,7 @@ from borg_pull.pull.invocation import Invocation, configured
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.outcome import BUSY
 from borg_pull.pull.places import Places
+from borg_pull.pull.progress import counting
 from borg_pull.pull.pull import Conversation, Task, hello, sent_secret, ssh_command
 from borg_pull.pull.repositories import opened
 from borg_pull.pull.serve import Serving
@@ -82,7 +83,8 @@ def restore(
             words += [str(job.repository.path), found.name, *paths]
             with on_record(ledger, job, places, "restore") as (run, log), alone(job, places):
                 ledger.update(run, archive=found.name)
-                done = _restored(job, places, greeting, words, log, stop)
+                with counting(found.name) as show:
+                    done = _restored(job, places, greeting, words, log, stop, show)
                 ledger.update(run, session=done.session, files=done.items)
     finally:
         ledger.close()
@@ -128,13 +130,16 @@ def _restored(
     words: Sequence[str],
     log: BinaryIO,
     stop: Stop,
+    show: Callable[[int, int | None], None],
 ) -> Restored:
     """Send the request and serve the repository for it. Raises FailedError and the like."""
     items = 0
 
     def hear(line: bytes) -> None:
         nonlocal items
-        items += _LISTED in line
+        if _LISTED in line:
+            items += 1
+            show(items, None)
 
     request = source.query(greeting, job.source, list(words))
     sent = sent_secret(

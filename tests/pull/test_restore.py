@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import shlex
 import subprocess
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from tests.harness.builds import PROJECT
 from tests.pull.conftest import BackupServer
-from tests.pull.test_commands import Command, borg_pull, program
+from tests.pull.test_commands import Command, borg_pull, configuration, program
 from tests.pull.test_run import data_of
 from tests.test_docs import commands
 
@@ -52,6 +55,52 @@ def test_files_go_back_to_the_source(server: BackupServer, borg_pull: Command) -
     assert run is not None
     assert run.session is not None
     assert json.loads(borg_pull("status", "--json").stdout)["jobs"][0]["state"] == "ok"
+
+
+@pytest.mark.builds("frozen")
+def test_progress_is_for_terminals(
+    server: BackupServer, borg_pull: Command, program: list[str]
+) -> None:
+    """What gets files back shows how far it is, and says the same on standard output."""
+    data = data_of(server)
+    staging = server.site.source.tree("staging")
+    server.site.allow(paths=[data], allow=["create", "restore"], restore_to=str(staging))
+    server.repository()
+    server.job(paths=[data])
+    borg_pull("run", "job")
+    config = str(configuration(server))
+    for words in (("restore",), ("extract", "--to", str(server.directory / "to"))):
+        said = {}
+        ours, theirs = pty.openpty()
+        with os.fdopen(ours, "rb", buffering=0) as screen:
+            done = subprocess.run(
+                [*program, "--config", config, *words, "job", "latest", "/", "--dry-run", "--json"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=theirs,
+                env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+                check=True,
+            )
+            os.close(theirs)
+            shown = until_closed(screen)
+        said["terminal"] = json.loads(done.stdout)
+        plain = borg_pull(*words, "job", "latest", "/", "--dry-run", "--json")
+        assert plain.stderr == ""
+        said["file"] = json.loads(plain.stdout)
+        assert said["terminal"]["archive"].encode() in shown
+        assert b"\x1b[" in shown
+        for one in said.values():
+            one.pop("session", None)
+        assert said["terminal"] == said["file"]
+
+
+def until_closed(screen: IO[bytes]) -> bytes:
+    """All that was written to a terminal that is closed by now."""
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO is its end
+        while block := screen.read(65536):
+            shown += block
+    return shown
 
 
 def test_a_source_that_alone_has_the_key(server: BackupServer, borg_pull: Command) -> None:
