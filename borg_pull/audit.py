@@ -195,14 +195,6 @@ def new_session() -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def is_session(text: str) -> bool:
-    """Whether ``text`` has the form of what `new_session` makes."""
-    parts = text.split("-")
-    return [len(part) for part in parts] == [8, 4, 4, 4, 12] and not "".join(parts).strip(
-        "0123456789abcdef"
-    )
-
-
 def timestamp(now: float) -> str:
     """RFC 3339 in UTC with milliseconds, of seconds since the epoch."""
     seconds, milliseconds = divmod(int(now * 1000), 1000)

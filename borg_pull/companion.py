@@ -10,10 +10,9 @@ Pure, and imported by the forced command only for a request that is the companio
 from __future__ import annotations
 
 from borg_pull.audit import encode as json_text
-from borg_pull.audit import is_session
 from borg_pull.errors import RequestError
 from borg_pull.record import Record
-from borg_pull.values import action_name_fault, client_name_fault, is_control
+from borg_pull.values import action_name_fault, client_name_fault, is_control, is_session, job_fault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,12 +79,6 @@ REQUESTS: dict[str, tuple[str | None, tuple[str, ...]]] = {
 }
 """By request: the one name it holds, and what else it may hold."""
 
-_NAME_FAULTS: dict[str, Callable[[str], str | None]] = {
-    "action": action_name_fault,
-    "target": action_name_fault,
-    "job": lambda job: None if is_session(job) else "is no job's ID",
-}
-
 
 def request_line(ask: Ask) -> bytes:
     """The line that asks for it."""
@@ -126,7 +119,7 @@ def parse_request(line: bytes) -> Ask:
         client=_text(fields, "client", client_name_fault),
         session=_session(fields.pop("session", None)),
         action=_text(fields, "action", action_name_fault) if named == "action" else None,
-        job=_text(fields, "job", _NAME_FAULTS["job"]) if named == "job" else None,
+        job=_text(fields, "job", job_fault) if named == "job" else None,
         target=_text(fields, "target", action_name_fault) if named == "target" else None,
         detach=_flag(fields, "detach", may_hold),
         follow=_flag(fields, "follow", may_hold),

@@ -50,7 +50,7 @@ class RequestError(BorgPullError):
 
 class SocketError(BorgPullError):
     exit_code = 69
-    meaning = "no usable reverse-forwarded socket"
+    meaning = "no usable reverse-forwarded socket; no companion, or no container engine"
 
 
 class InternalError(BorgPullError):

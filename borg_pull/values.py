@@ -248,3 +248,16 @@ def action_name_fault(name: str) -> str | None:
     ):
         return None
     return "is no name (letters, digits, '_', '-', up to 64)"
+
+
+def is_session(text: str) -> bool:
+    """Whether ``text`` has the form of what `new_session` makes."""
+    parts = text.split("-")
+    return [len(part) for part in parts] == [8, 4, 4, 4, 12] and not "".join(parts).strip(
+        "0123456789abcdef"
+    )
+
+
+def job_fault(job: str) -> str | None:
+    """What makes ``job`` unfit for a job's ID, or None."""
+    return None if is_session(job) else "is not the ID of a job"

@@ -11,6 +11,7 @@ from borg_pull.schema import SourceFile
 from borg_pull.source.judge import Allowed, Context, Grant, Refused, expand, judge
 from borg_pull.source.request import parse
 from borg_pull.source.whitelist import ClientRules, load
+from tests.properties.checks import EVERY_FEATURE
 from tests.properties.toml_text import toml_table
 
 MOMENT = time.struct_time((2026, 11, 21, 9, 5, 8, 5, 325, 0))
@@ -25,7 +26,7 @@ def rules(**keys: Any) -> ClientRules:
 
 
 def judged(command: str, context: Context = CONTEXT, **keys: Any) -> Allowed | Refused:
-    return judge(parse(command.encode()), "luna", rules(**keys), context)
+    return judge(parse(command.encode()), "luna", rules(**keys), EVERY_FEATURE, context)
 
 
 def allowed(command: str, **keys: Any) -> Allowed:

@@ -57,6 +57,7 @@ class TestForms:
             archive="web-1",
             paths=("/home",),
             options=(("compression", "zstd,3"), ("progress", None), ("one-file-system", None)),
+            name=None,
         )
 
     def test_several_paths_in_the_order_given(self) -> None:
@@ -94,7 +95,7 @@ class TestForms:
 
     def test_hello_alone(self) -> None:
         assert parse(b"hello") == Request(
-            verb="hello", repository=None, archive=None, paths=(), options=()
+            verb="hello", repository=None, archive=None, paths=(), options=(), name=None
         )
 
     def test_info_with_and_without_an_archive(self) -> None:

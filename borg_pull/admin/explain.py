@@ -186,7 +186,7 @@ def _explain(report: Report, command: bytes) -> None:
         report["rules"] = [_built_in("hello")]
         report["run"] = _hello(client, rules, whitelist.settings, program)
     else:
-        verdict = judge(request, client, rules, current_context())
+        verdict = judge(request, client, rules, whitelist.settings.features, current_context())
         report["rules"] = [places.rule(name) for name in verdict.rule.split(", ")]
         if isinstance(verdict, Refused):
             raise NotAllowedError(verdict.reason, verdict.hint)

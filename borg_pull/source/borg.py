@@ -58,7 +58,7 @@ def command(
     if allowed.archive is not None:
         location = f"{location}::{allowed.archive}"
     paths = tuple(grant.path for grant in allowed.grants)
-    verb = "extract" if allowed.verb == "restore" else allowed.verb
+    words = _WORDS.get(allowed.verb, (allowed.verb,))
     environment = base_environment()
     environment.update(
         BORG_RSH=_shell_word(socket_wrapper),
@@ -77,7 +77,7 @@ def command(
     return BorgCommand(
         argv=(
             runtime.borg,
-            verb,
+            *words,
             *allowed.options,
             "--",
             location,
@@ -86,6 +86,9 @@ def command(
         ),
         environment=environment,
     )
+
+
+_WORDS = {"restore": ("extract",), "change-passphrase": ("key", "change-passphrase")}
 
 
 def version_command(runtime: Runtime) -> BorgCommand:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import time
 
 from borg_pull.record import Record
+from borg_pull.roles import NEEDS, missing
+from borg_pull.source.request import spelling
 from borg_pull.values import archive_fault, archive_parts, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from borg_pull.roles import Features
     from borg_pull.source.request import Request
     from borg_pull.source.whitelist import ClientRules
 
@@ -62,9 +65,36 @@ class Refused(Record):
     """The rule that decided."""
 
 
-def judge(request: Request, client: str, rules: ClientRules, context: Context) -> Allowed | Refused:
-    """The verdict on ``request``. ``hello`` needs none and is not judged here."""
-    if request.verb not in rules.allow:
+def refused_by_role(
+    request: Request, client: str, rules: ClientRules, features: Features
+) -> Refused | None:
+    """The refusal of a verb that the client's role and the switches do not give it."""
+    lacking = missing(request.verb, rules.role, features)
+    if lacking is None:
+        return None
+    kind, needed = lacking
+    if kind == "role":
+        return Refused(
+            reason=f"client {client} has the role {rules.role}, and "
+            f"{spelling(request.verb)} takes {needed}",
+            hint=f"it would have to stand in client.{client}.role",
+            rule="role",
+        )
+    return Refused(
+        reason=f"verb {spelling(request.verb)} is switched off",
+        hint=f"it takes {needed} = true in [features]",
+        rule=f"features.{needed}",
+    )
+
+
+def judge(
+    request: Request, client: str, rules: ClientRules, features: Features, context: Context
+) -> Allowed | Refused:
+    """The verdict on a ``request`` that runs borg. ``hello`` needs none and is not judged here."""
+    refused = refused_by_role(request, client, rules, features)
+    if refused is not None:
+        return refused
+    if NEEDS[request.verb].listed == "allow" and request.verb not in rules.allow:
         return Refused(
             reason=f"verb {request.verb} is not allowed to client {client}",
             hint=f"allowed are {', '.join((*rules.allow, 'hello'))}",
@@ -108,7 +138,7 @@ def judge(request: Request, client: str, rules: ClientRules, context: Context) -
         nonce=request.value("socket"),
         json=request.has("json"),
         log_json=request.has("log-json"),
-        rule=f"allow[{rules.allow.index(request.verb)}]",
+        rule=f"allow[{rules.allow.index(request.verb)}]" if request.verb in rules.allow else "role",
     )
 
 
@@ -264,7 +294,19 @@ def _nothing_more(_request: Request, _client: str, _rules: ClientRules) -> Refus
     return None
 
 
+def _passphrase_refused(_request: Request, client: str, rules: ClientRules) -> Refused | None:
+    # Where the passphrase rests here, the client is not to know it: not even by choosing it.
+    if not rules.passphrase_stdin:
+        return Refused(
+            reason=f"client {client} does not send the passphrase, so it cannot change it",
+            hint=f"it takes client.{client}.passphrase_stdin = true",
+            rule="passphrase_stdin",
+        )
+    return None
+
+
 _VERB_RULES = {
+    "change-passphrase": _passphrase_refused,
     "create": _create_refused,
     "init": _init_refused,
     "prune": _prune_refused,

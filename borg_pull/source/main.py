@@ -11,7 +11,7 @@ import sys
 import time
 
 from borg_pull import PROTOCOL_VERSION, __version__, configuration_files, lockdown, values
-from borg_pull.audit import AuditLog, Common, encode, is_session, new_session, timestamp
+from borg_pull.audit import AuditLog, Common, encode, new_session, timestamp
 from borg_pull.errors import (
     SHORTAGES,
     AuditError,
@@ -29,6 +29,7 @@ from borg_pull.errors import (
 from borg_pull.linux import capabilities, landlock, process
 from borg_pull.linux.signals import check_endings, ignore_endings, watch_endings
 from borg_pull.record import Record
+from borg_pull.roles import NEEDS, USUAL_ROLE, is_admin, missing
 from borg_pull.source import (
     borg,
     confine,
@@ -40,15 +41,17 @@ from borg_pull.source import (
     state,
     whitelist,
 )
-from borg_pull.source.judge import Refused, judge
-from borg_pull.source.request import VERBS, Request, parse
+from borg_pull.source.judge import Refused, judge, refused_by_role
+from borg_pull.source.request import VERBS, Request, parse, spelling
 from borg_pull.source.trail import Outcome, Trail
 from borg_pull.trust import Trust, check_directories, check_own_directory, check_program
+from borg_pull.values import is_session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from borg_pull import schema
     from borg_pull.audit import JSONValue
     from borg_pull.source.judge import Allowed
     from borg_pull.source.outcome import Finding
@@ -121,7 +124,7 @@ def _serve(arguments: list[str], environment: Mapping[bytes, bytes]) -> int:
     try:
         rules = _rules_of(rules_file, invocation.client)
         place = _place(rules, settings, invocation, trust, trail)
-        _check_lockdown(invocation)
+        _check_lockdown(invocation, rules, settings)
         place.take_token(rules.requests_per_hour, rules.request_burst)
         trail.admit()
         request = parse(invocation.command)
@@ -135,7 +138,7 @@ def _serve(arguments: list[str], environment: Mapping[bytes, bytes]) -> int:
             place=place,
             watch=watch,
         )
-        return _answer_hello(admitted) if request.verb == "hello" else _run_borg(request, admitted)
+        return _serve_verb(request, admitted)
     except Exception as error:
         fault = _end(error, invocation)
         try:
@@ -145,10 +148,18 @@ def _serve(arguments: list[str], environment: Mapping[bytes, bytes]) -> int:
         raise fault from error
 
 
+def _serve_verb(request: Request, admitted: Admitted) -> int:
+    if request.verb == "hello":
+        return _answer_hello(admitted)
+    if VERBS[request.verb].names is not None:
+        return _ask_companion(request, admitted)
+    return _run_borg(request, admitted)
+
+
 def _run_borg(request: Request, admitted: Admitted) -> int:
     client, rules, trail = admitted.invocation.client, admitted.rules, admitted.trail
     settings, runtime = admitted.settings, admitted.settings.runtime
-    allowed = _judged(request, client, rules)
+    allowed = _judged(request, client, rules, settings)
     _check_runtime(settings, admitted.trust)
     state.prepare(borg.directories(runtime, client), admitted.trust)
     own = state.own_directory(borg.client_directory(runtime, client), admitted.trust)
@@ -165,16 +176,15 @@ def _run_borg(request: Request, admitted: Admitted) -> int:
         roots = confine.open_roots(allowed.grants, refuse_empty=rules.refuse_empty)
         path = borg.socket_path(runtime.socket_dir, client, allowed.nonce)
         forwarded = peer.forwarded_socket(path)
+        confinement = _confinement(allowed, settings)
         secret = _passphrase(admitted, own)
         command = borg.command(
             allowed, client, rules, runtime, installation.socket_wrapper(settings)
         )
         command.environment.update(borg.state_environment(own))
         command.environment.update(_wrap_environment(forwarded, held))
-        confinement = confine.planned(settings.confine.landlock)
+        command.environment.update(_new_passphrase(allowed, admitted))
         rules_of_kernel = confine.allowances(allowed, client, settings, own)
-        if allowed.staging is not None:
-            confinement = confinement.without_capability()
         fence = confine.ruleset(confinement, roots, rules_of_kernel, forwarded.evidence)
         check_endings(admitted.watch)
         if allowed.staging is not None:
@@ -302,6 +312,17 @@ def _read_whitelist(invocation: Invocation, trust: Trust) -> Whitelist:
         raise
 
 
+def _configuration(
+    invocation: Invocation, trust: Trust
+) -> tuple[schema.SourceFile, schema.SourceFile | None]:
+    """The files once more, for the tables that few requests need."""
+    config = invocation.config
+    return (
+        configuration_files.main_file(config, trust),
+        configuration_files.client_file(config, invocation.client, trust),
+    )
+
+
 def _trail(settings: Settings, invocation: Invocation, trust: Trust) -> Trail:
     # A directory that is missing is the audit log's to report, and then nothing runs either.
     if trust.enforced and os.path.isdir(os.path.dirname(settings.audit.file)):
@@ -347,11 +368,22 @@ def _lockdown(invocation: Invocation) -> str | None:
     return None if reason is None else f"this host is {reason}"
 
 
-def _check_lockdown(invocation: Invocation) -> None:
+def _check_lockdown(invocation: Invocation, rules: ClientRules, settings: Settings) -> None:
     # After the place is taken: whoever locks down and then looks who is there misses nobody.
     reason = _lockdown(invocation)
-    if reason is not None:
+    if reason is not None and not _is_about_lockdown(invocation, rules, settings):
         raise LimitedError(reason, "try again when that is over")
+
+
+def _is_about_lockdown(invocation: Invocation, rules: ClientRules, settings: Settings) -> bool:
+    """Whether this is a request of an admin's key to look at the lockdown or lift it: the one that
+    a lockdown must let through."""
+    if not is_admin(rules.role, settings.features):
+        return False
+    try:
+        return parse(invocation.command).verb in ("lockdown-off", "lockdown-status")
+    except RequestError:
+        return False
 
 
 def _end(error: Exception, invocation: Invocation) -> BorgPullError:
@@ -374,8 +406,9 @@ def _remove_own_socket(invocation: Invocation, socket_dir: str, fault: BorgPullE
         _remove_unless_foreign(borg.socket_path(socket_dir, invocation.client, nonce))
 
 
-def _judged(request: Request, client: str, rules: ClientRules) -> Allowed:
-    verdict = judge(request, client, rules, installation.current_context())
+def _judged(request: Request, client: str, rules: ClientRules, settings: Settings) -> Allowed:
+    context = installation.current_context()
+    verdict = judge(request, client, rules, settings.features, context)
     if isinstance(verdict, Refused):
         raise NotAllowedError(verdict.reason, verdict.hint)
     return verdict
@@ -395,6 +428,30 @@ def _passphrase(admitted: Admitted, own: str) -> bytes | None:
 
     environment = borg.base_environment() | borg.state_environment(own)
     return obtain(rules, admitted.trust, environment, admitted.watch)
+
+
+def _new_passphrase(allowed: Allowed, admitted: Admitted) -> dict[str, str]:
+    """What tells borg of the passphrase to come; it has no other way than its environment."""
+    if allowed.verb != "change-passphrase":
+        return {}
+    from borg_pull.source.passphrase import obtain_new
+
+    return {"BORG_NEW_PASSPHRASE": obtain_new(admitted.watch).decode("utf-8")}
+
+
+def _confinement(allowed: Allowed, settings: Settings) -> confine.Confinement:
+    """What binds this run. Raises SystemRefusedError where that is not enough for it."""
+    confinement = confine.planned(settings.confine.landlock)
+    if allowed.verb == "change-passphrase" and confinement.landlock is None:
+        # The kernel shows a process's environment to others of the account; Landlock has every
+        # other borg see none but its own.
+        raise SystemRefusedError(
+            "a passphrase is not changed where the kernel does not keep runs of borg apart",
+            "it takes Landlock, and confine.landlock other than off",
+        )
+    if allowed.staging is not None or allowed.verb in ("break-lock", "change-passphrase"):
+        return confinement.without_capability()
+    return confinement
 
 
 def _lock_note(allowed: Allowed, trail: Trail) -> str:
@@ -559,6 +616,54 @@ def _tell(
         _write(2, encode(result))
 
 
+def _ask_companion(request: Request, admitted: Admitted) -> int:
+    """Serve what borg has no part in: no process is started, and no capability is needed."""
+    from borg_pull import aio_policy
+    from borg_pull.source import asking
+
+    capabilities.drop_all()
+    started = time.monotonic()
+    invocation, rules, trail = admitted.invocation, admitted.rules, admitted.trail
+    admitted.place.tell(request.verb, None)
+    main_file, own = _configuration(invocation, admitted.trust)
+    policy = aio_policy.load(main_file, own, invocation.client)
+    if request.verb in asking.ANSWERED_HERE:
+        refused = refused_by_role(request, invocation.client, rules, policy.features)
+        if refused is not None:
+            raise NotAllowedError(refused.reason, refused.hint)
+        answer = (
+            asking.actions(policy) if request.verb == "actions" else _lockdown_answer(invocation)
+        )
+        trail.answered((), round(time.monotonic() - started, 3))
+        _write(1, encode(answer))
+        return 0
+    verdict = asking.judge_ask(request, invocation.client, rules, policy, trail.common)
+    if isinstance(verdict, Refused):
+        raise NotAllowedError(verdict.reason, verdict.hint)
+    from borg_pull.source.conversation import ask
+
+    check_endings(admitted.watch)
+    is_stream = asking.is_stream(verdict)
+    ended = ask(policy.aio.socket, verdict, admitted.watch, is_stream=is_stream)
+    trail.answered(
+        (),
+        round(time.monotonic() - started, 3),
+        name=request.name,
+        exit_code=ended.exit,
+        error=ended.error,
+    )
+    if ended.error is not None and not ended.is_peer_gone:
+        _say(printable(ended.error if ended.hint is None else f"{ended.error}; {ended.hint}"))
+    return ended.exit
+
+
+def _lockdown_answer(invocation: Invocation) -> JSONValue:
+    found = lockdown.read(invocation.config)
+    names = ("since", "by", "reason", "client")
+    told = {name: None if found is None else getattr(found, name) for name in names}
+    return {"type": "lockdown", "locked": found is not None, **told}
+
+
 def _answer_hello(admitted: Admitted) -> int:
     from borg_pull.source.capture import output_of
 
@@ -591,7 +696,8 @@ def _answer_hello(admitted: Admitted) -> int:
         "protocol": PROTOCOL_VERSION,
         "borg": version.decode("ascii", "replace").strip().rpartition(" ")[2],
         "client": client,
-        "verbs": [*rules.allow, "hello"],
+        "verbs": _verbs(rules, settings),
+        "role": rules.role,
         "socket_directory": socket_dir,
         "socket": f"{socket_dir}/{client}.sock",
         "passphrase_stdin": rules.passphrase_stdin,
@@ -613,6 +719,25 @@ def _answer_hello(admitted: Admitted) -> int:
     ):
         peer.remove_deserted(directory)
     return 0
+
+
+def _verbs(rules: ClientRules, settings: Settings) -> list[str]:
+    """What the client may ask for; what only the companion serves, where the rules speak of it."""
+    is_of_aio = rules.actions or rules.aio_targets or rules.role != USUAL_ROLE
+    found = [verb for verb in rules.allow if missing(verb, rules.role, settings.features) is None]
+    found.append("hello")
+    for verb, needs in NEEDS.items():
+        is_listed = needs.listed is None or (
+            needs.listed != "allow" and getattr(rules, needs.listed)
+        )
+        if (
+            verb not in found
+            and is_listed
+            and missing(verb, rules.role, settings.features) is None
+            and (is_of_aio or VERBS[verb].names is None)
+        ):
+            found.append(spelling(verb))
+    return found
 
 
 def _tell_the_system(fault: BorgPullError) -> None:

@@ -45,6 +45,14 @@ def obtain(
     return None
 
 
+def obtain_new(watch: int) -> bytes:
+    """The new passphrase, the line of standard input behind the present one. Raises as `obtain`."""
+    line = _line_of_standard_input(watch, "new passphrase", "second")
+    if b"\0" in line:
+        raise RequestError("the new passphrase has a NUL", "no environment can hold one")
+    return line
+
+
 def _first_line(content: bytes, source: str) -> bytes:
     line = content.partition(b"\n")[0].rstrip(b"\r")
     if not line:
@@ -64,16 +72,16 @@ def _fault(passphrase: bytes) -> str | None:
     return "has a carriage return, which borg takes for a line end" if b"\r" in passphrase else None
 
 
-def _line_of_standard_input(watch: int) -> bytes:
+def _line_of_standard_input(watch: int, what: str = "passphrase", place: str = "first") -> bytes:
     """Read up to the first line end and no further, byte by byte: the rest is not ours."""
     line = b""
     deadline = time.monotonic() + STDIN_TIMEOUT
-    hint = "send it as the first line of standard input"
+    hint = f"send it as the {place} line of standard input"
     while len(line) <= MAX_PASSPHRASE:
         try:
             wait_for(0, deadline, watch)
         except TimeoutError:
-            message = f"no passphrase arrived within {STDIN_TIMEOUT:.0f} seconds"
+            message = f"no {what} arrived within {STDIN_TIMEOUT:.0f} seconds"
             raise RequestError(message, hint) from None
         try:
             byte = os.read(0, 1)
@@ -82,13 +90,13 @@ def _line_of_standard_input(watch: int) -> bytes:
         if byte in (b"", b"\n"):
             line = line.rstrip(b"\r")
             if not line:
-                raise RequestError("this client must send its passphrase", hint)
+                raise RequestError(f"this client must send its {what}", hint)
             fault = _fault(line)
             if fault is not None:
-                raise RequestError(f"the passphrase {fault}", hint)
+                raise RequestError(f"the {what} {fault}", hint)
             return line
         line += byte
-    raise RequestError(f"the passphrase is longer than {MAX_PASSPHRASE} bytes", hint)
+    raise RequestError(f"the {what} is longer than {MAX_PASSPHRASE} bytes", hint)
 
 
 def _output_of(command: str, trust: Trust, environment: dict[str, str], watch: int) -> bytes:

@@ -8,12 +8,11 @@ import stat
 import struct
 import time
 
-from borg_pull.audit import is_session
 from borg_pull.errors import SystemRefusedError
 from borg_pull.record import Record
 from borg_pull.source.limits import RECORD_BYTES, SINCE, UNKNOWN, refused, table_path
 from borg_pull.source.request import VERBS
-from borg_pull.values import client_name_fault
+from borg_pull.values import client_name_fault, is_session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

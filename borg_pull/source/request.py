@@ -12,6 +12,7 @@ from borg_pull.record import Record
 from borg_pull.values import (
     MAX_PATHS,
     NOT_ABSOLUTE,
+    action_name_fault,
     archive_fault,
     archive_glob_fault,
     compression_fault,
@@ -19,6 +20,7 @@ from borg_pull.values import (
     exclude_fault,
     interval_fault,
     is_control,
+    job_fault,
     nonce_fault,
     path_fault,
     quoted,
@@ -56,6 +58,8 @@ class Verb(Record):
     """Usage text of the operands, for messages and the docs."""
     least: int
     most: int | None
+    names: Callable[[str], str | None] | None
+    """None where the operands are repository, archive and paths; else what is wrong with a name."""
 
 
 class Request(Record):
@@ -70,6 +74,8 @@ class Request(Record):
     """Absolute paths of the source; of `restore`, those in the archive, given the same way."""
     options: tuple[tuple[str, str | None], ...]
     """(long name, value) in the order given; the value of a switch is None."""
+    name: str | None
+    """Of an action or a target, or the ID of a job."""
 
     def value(self, name: str) -> str | None:
         """The value of a single-valued option, None when it was not given."""
@@ -174,14 +180,38 @@ def _sort_words(
         elif word.startswith("-") and not options_ended:
             given.append(_option_with_value(word, remaining))
         elif verb is None:
-            verb = VERBS.get(word)
-            if verb is None:
-                raise RequestError(f"unknown verb {quoted(word)}", f"known are {', '.join(VERBS)}")
+            verb = _verb(word, remaining)
         else:
             operands.append(word)
     if verb is None:
-        raise RequestError("the request names no verb", f"known are {', '.join(VERBS)}")
+        known = ", ".join(map(spelling, VERBS))
+        raise RequestError("the request names no verb", f"known are {known}")
     return verb, given, operands
+
+
+def _verb(word: str, remaining: Iterator[str]) -> Verb:
+    """The verb that begins with ``word``; some have two."""
+    if word in _FIRST_WORDS:
+        second = next(remaining, None)
+        joined = None if second is None else f"{word}-{second}"
+        if joined not in VERBS:
+            known = " ".join(
+                name.partition("-")[2] for name in VERBS if name.startswith(f"{word}-")
+            )
+            said = word if second is None else f"{word} {second}"
+            raise RequestError(f"unknown verb {quoted(said)}", f"{word} is followed by: {known}")
+        word = joined
+    verb = VERBS.get(word)
+    if verb is None:
+        known = ", ".join(map(spelling, VERBS))
+        raise RequestError(f"unknown verb {quoted(word)}", f"known are {known}")
+    return verb
+
+
+def spelling(verb: str) -> str:
+    """How ``verb`` is asked for."""
+    first, _, rest = verb.partition("-")
+    return f"{first} {rest}" if first in _FIRST_WORDS else verb
 
 
 def _option_with_value(word: str, remaining: Iterator[str]) -> tuple[str, str | None]:
@@ -228,8 +258,20 @@ def _option_of(verb: Verb, spelling: str) -> Option:
 def _build(verb: Verb, options: tuple[tuple[str, str | None], ...], operands: list[str]) -> Request:
     count = len(operands)
     if count < verb.least or (verb.most is not None and count > verb.most):
-        usage = f"{verb.name} {verb.operands}".rstrip()
-        raise RequestError(f"{verb.name} was given {count} operands", f"usage: {usage}")
+        spelt = spelling(verb.name)
+        usage = f"{spelt} {verb.operands}".rstrip()
+        raise RequestError(f"{spelt} was given {count} operands", f"usage: {usage}")
+    if verb.names is not None:
+        for name in operands:
+            _require("name", name, verb.names(name))
+        return Request(
+            verb=verb.name,
+            repository=None,
+            archive=None,
+            paths=(),
+            options=options,
+            name=operands[0] if operands else None,
+        )
     repository = operands[0] if operands else None
     archive = operands[1] if len(operands) > 1 else None
     paths = tuple(operands[2:])
@@ -249,6 +291,7 @@ def _build(verb: Verb, options: tuple[tuple[str, str | None], ...], operands: li
         archive=archive,
         paths=paths,
         options=options,
+        name=None,
     )
 
 
@@ -312,6 +355,22 @@ _PROGRESS = _switch("progress", "p")
 _LOG_JSON = _switch("log-json")
 _GLOB = _valued("glob-archives", archive_glob_fault, "a")
 
+_DETACH = _switch("detach")
+
+
+def _asking(
+    name: str,
+    operand: str = "",
+    fault: Callable[[str], str | None] = action_name_fault,
+    *options: Option,
+) -> Verb:
+    """A verb that borg has no part in."""
+    count = 1 if operand else 0
+    return Verb(name=name, operands=operand, least=count, most=count, options=options, names=fault)
+
+
+_FIRST_WORDS = ("target", "lockdown")
+
 VERBS: dict[str, Verb] = {
     verb.name: verb
     for verb in (
@@ -332,6 +391,7 @@ VERBS: dict[str, Verb] = {
                 _switch("dry-run", "n"),
                 _SOCKET,
             ),
+            names=None,
         ),
         Verb(
             name="init",
@@ -339,6 +399,7 @@ VERBS: dict[str, Verb] = {
             least=1,
             most=1,
             options=(_valued("encryption", _encryption_fault, "e"), _LOG_JSON, _SOCKET),
+            names=None,
         ),
         Verb(
             name="list",
@@ -353,6 +414,7 @@ VERBS: dict[str, Verb] = {
                 _LOG_JSON,
                 _SOCKET,
             ),
+            names=None,
         ),
         Verb(
             name="info",
@@ -360,6 +422,7 @@ VERBS: dict[str, Verb] = {
             least=1,
             most=2,
             options=(_switch("json"), _LOG_JSON, _SOCKET),
+            names=None,
         ),
         Verb(
             name="check",
@@ -375,6 +438,7 @@ VERBS: dict[str, Verb] = {
                 _LOG_JSON,
                 _SOCKET,
             ),
+            names=None,
         ),
         Verb(
             name="prune",
@@ -398,6 +462,7 @@ VERBS: dict[str, Verb] = {
                 _LOG_JSON,
                 _SOCKET,
             ),
+            names=None,
         ),
         Verb(
             name="restore",
@@ -411,8 +476,39 @@ VERBS: dict[str, Verb] = {
                 _LOG_JSON,
                 _SOCKET,
             ),
+            names=None,
         ),
-        Verb(name="hello", operands="", least=0, most=0, options=()),
+        Verb(
+            name="break-lock",
+            operands="REPO_PATH",
+            least=1,
+            most=1,
+            options=(_LOG_JSON, _SOCKET),
+            names=None,
+        ),
+        Verb(
+            name="change-passphrase",
+            operands="REPO_PATH",
+            least=1,
+            most=1,
+            options=(_LOG_JSON, _SOCKET),
+            names=None,
+        ),
+        Verb(name="hello", operands="", least=0, most=0, options=(), names=None),
+        _asking("actions"),
+        _asking("run", "ACTION", action_name_fault, _DETACH),
+        _asking("jobs"),
+        _asking("job", "ID", job_fault, _switch("follow"), _valued("from", count_fault)),
+        _asking("cancel", "ID", job_fault),
+        _asking("aio", "TARGET", action_name_fault, _switch("check"), _DETACH),
+        _asking("aio-status"),
+        _asking("health"),
+        _asking("metrics"),
+        _asking("target-show"),
+        _asking("target-set", "NAME", action_name_fault),
+        _asking("lockdown-on"),
+        _asking("lockdown-off"),
+        _asking("lockdown-status"),
     )
 }
 

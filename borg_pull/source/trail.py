@@ -57,6 +57,11 @@ class Trail:
         self._reserve = [os.dup(0) for _ in range(_RESERVE)]
 
     @property
+    def common(self) -> Common:
+        """What all records of the session carry."""
+        return self._common
+
+    @property
     def session(self) -> str:
         """The session's id, which all its records carry."""
         return self._common.session
@@ -87,16 +92,27 @@ class Trail:
         )
         error.is_recorded = True
 
-    def answered(self, argv: Sequence[str], duration: float) -> None:
+    def answered(
+        self,
+        argv: Sequence[str],
+        duration: float,
+        *,
+        name: str | None = None,
+        exit_code: int = 0,
+        error: str | None = None,
+    ) -> None:
         """Record that a question was answered, with what ``argv`` told. Raises AuditError.
 
         One record, of what has happened: a start would stay open where the end found no room.
+        ``name`` is what was named to the companion, the rest what came of it.
         """
-        self._log.append(
-            "answered",
-            self._common,
-            {"verb": self._verb, "argv": list(argv), "exit": 0, "duration": duration},
-        )
+        fields: dict[str, JSONValue] = {"verb": self._verb, "argv": list(argv)}
+        if not argv:
+            fields["name"] = name
+        fields |= {"exit": exit_code, "duration": duration}
+        if error is not None:
+            fields["error"] = error
+        self._log.append("answered", self._common, fields)
         self._has_ended = True
 
     def start(

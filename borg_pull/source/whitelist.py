@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from borg_pull.errors import RequestError
 from borg_pull.record import Record
-from borg_pull.roles import FEATURE_KEYS, GRANT_KEYS, Features, features_of
+from borg_pull.roles import FEATURE_KEYS, GRANT_KEYS, NEEDS, Features, features_of
 from borg_pull.schema import (
     Check,
     Fault,
@@ -208,7 +208,7 @@ def _field_fault(kind: str, fields: list[bytes]) -> str | None:
 
 CREATE_FLAGS = tuple(option.name for option in VERBS["create"].options if option.name != "socket")
 _DEFAULT_FLAGS = tuple(name for name in CREATE_FLAGS if name != "exclude")
-_GRANTABLE_VERBS = tuple(name for name in VERBS if name != "hello")
+_GRANTABLE_VERBS = tuple(name for name, needs in NEEDS.items() if needs.listed == "allow")
 
 _PATHS = "array of absolute paths"
 _NAMES = "array of strings"

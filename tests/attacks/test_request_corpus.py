@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from borg_pull.errors import NotAllowedError, RequestError
-from borg_pull.source.judge import Refused, judge
+from borg_pull.source.judge import Refused, judge, refused_by_role
 from borg_pull.source.request import parse
 from tests.properties import checks, restatement, seen_by_borg
 from tests.properties.borg_parsers import VERSIONS, BorgParser
@@ -50,7 +50,12 @@ def verdict_of(command: bytes) -> tuple[str, str]:
         return str(error.exit_code), error.line()
     if request.verb == "hello":
         return "ok", ""
-    judged = judge(request, "luna", RULES, checks.context())
+    if request.verb in restatement.NAMES:
+        refused = refused_by_role(request, "luna", RULES, checks.EVERY_FEATURE)
+        assert refused is not None
+        refusal = NotAllowedError(refused.reason, refused.hint)
+        return str(refusal.exit_code), refusal.line()
+    judged = judge(request, "luna", RULES, checks.EVERY_FEATURE, checks.context())
     if isinstance(judged, Refused):
         refusal = NotAllowedError(judged.reason, judged.hint)
         return str(refusal.exit_code), refusal.line()

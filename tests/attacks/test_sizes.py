@@ -90,7 +90,7 @@ def largest() -> bytes:
 def test_the_records_of_the_largest_request_are_written_and_read(tmp_path: Path) -> None:
     command = largest()
     assert MAX_REQUEST - 300 < len(command) <= MAX_REQUEST
-    judged = judge(parse(command), "luna", RULES, checks.context())
+    judged = judge(parse(command), "luna", RULES, checks.EVERY_FEATURE, checks.context())
     assert isinstance(judged, Allowed)
     argv = borg.command(judged, "luna", RULES, checks.RUNTIME, "/w").argv
     path = tmp_path / "audit.jsonl"
@@ -116,7 +116,7 @@ def test_a_record_of_any_request_fits(tmp_path: Path) -> None:
 
 
 def test_borg_can_be_started_with_the_largest_request() -> None:
-    judged = judge(parse(largest()), "luna", RULES, checks.context())
+    judged = judge(parse(largest()), "luna", RULES, checks.EVERY_FEATURE, checks.context())
     assert isinstance(judged, Allowed)
     argv = borg.command(judged, "luna", RULES, checks.RUNTIME, "/w").argv
     done = subprocess.run(["/bin/true", *argv], check=False)

@@ -28,6 +28,8 @@ TABLES: tuple[dict[str, Any], ...] = (
         "encryption": list(ENCRYPTION_MODES),
         "flags": sorted(restatement.DEFAULT_FLAGS | {"exclude"}),
         "excludes": ["*.forced", "pf:/forced/too"],
+        "role": "admin",
+        "passphrase_stdin": True,
     },
     {
         "paths": ["/var/www", "/home/a b", "/home/", "/"],
@@ -60,9 +62,9 @@ def _parsers() -> tuple[BorgParser, ...]:
 def check(command: bytes) -> str:
     """Every whitelist's verdict; what is allowed, borg must see as it was judged."""
     request = _parsed(command)
-    if request is None or request.verb == "hello":
+    if request is None or request.verb == "hello" or request.verb in restatement.NAMES:
         checks.parsed(command)
-        return "unparsed" if request is None else "hello"
+        return "unparsed" if request is None else "asked"
     # Borg first: what it sees is what counts, whatever the rules written down twice say.
     allowed = [_check_what_borg_sees(command, request, *rules) for rules in _rules()]
     checks.parsed(command)
@@ -82,7 +84,7 @@ def _check_what_borg_sees(
     command: bytes, request: Request, table: dict[str, Any], rules: ClientRules
 ) -> bool:
     """Whether the request is allowed by these rules."""
-    judged = judge(request, CLIENT, rules, checks.context())
+    judged = judge(request, CLIENT, rules, checks.EVERY_FEATURE, checks.context())
     if isinstance(judged, Refused):
         return False
     asked = restatement.asked(command)

@@ -16,7 +16,7 @@ from .targets import TARGETS
 
 # What a target says of inputs that it took for what they should be.
 GOOD = {
-    "request": {"allowed", "hello"},
+    "request": {"allowed", "asked"},
     "whitelist": {"loaded"},
     "run": {"success", "warning", "error", "killed"},
     "lock_note": {"recorded", "none"},

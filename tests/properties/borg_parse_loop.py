@@ -74,7 +74,7 @@ def answer(question: dict[str, Any]) -> Any:
         parseformat.datetime = Clock
         return parseformat.replace_placeholders(question["replace"])
     argv = question["argv"]
-    baseline = bare(argv[0])
+    baseline = bare(*argv[: 2 if argv[0] == "key" else 1])
     found = parsed(argv)
     names = {name for name in found if found[name] != baseline.get(name)}
     always = {"location", "paths", "encryption"} & found.keys()
@@ -102,11 +102,11 @@ def options() -> dict[str, list[str]]:
 
 
 @functools.cache
-def bare(verb: str) -> dict[str, Any]:
+def bare(verb: str, *more: str) -> dict[str, Any]:
     """What borg makes of the verb without any option."""
     location = "ssh://h/r::a" if verb in ("create", "extract") else "ssh://h/r"
     options = ["--encryption=none"] if verb == "init" else []
-    return parsed([verb, *options, "--", location, *(["/"] if verb == "create" else [])])
+    return parsed([verb, *more, *options, "--", location, *(["/"] if verb == "create" else [])])
 
 
 def main() -> None:

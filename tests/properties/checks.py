@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from borg_pull.errors import RequestError, printable
+from borg_pull.roles import Features
 from borg_pull.schema import SourceFile, WhitelistError
 from borg_pull.settings import Runtime
 from borg_pull.source import borg
@@ -29,7 +30,8 @@ ENVIRONMENT = {
     "BORGSOCKETWRAP_SOCKET_PATH", "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK",
     "BORG_RELOCATED_REPO_ACCESS_IS_OK",
 }  # fmt: skip
-TABLES = {"runtime", "audit", "confine", "limits", "client"}
+TABLES = {"runtime", "audit", "confine", "limits", "features", "aio", "action", "client"}
+EVERY_FEATURE = Features(**dict.fromkeys(Features.__slots__, True))  # type: ignore[arg-type]
 ADDED = {"create": {"BORG_FILES_CACHE_SUFFIX"}, "list": {"TZ"}, "info": {"TZ"}}
 
 
@@ -63,6 +65,11 @@ def parsed(command: bytes) -> Request | None:
     restatement.check_syntax(again)
     assert request.verb == again.verb
     assert list(request.options) == again.options
+    if again.verb in restatement.NAMES:
+        assert (request.repository, request.archive, request.paths) == (None, None, ())
+        assert request.name == next(iter(again.operands), None)
+        return request
+    assert request.name is None
     assert [request.repository, request.archive, *request.paths] == (again.operands + [None, None])[
         : max(2, len(again.operands))
     ]
@@ -76,12 +83,13 @@ def verdict(
 
     ``rules`` are those of ``table``.
     """
-    judged = judge(request, client, rules, context())
+    judged = judge(request, client, rules, EVERY_FEATURE, context())
     if isinstance(judged, Refused):
         assert judged.rule
         check_line(f"{judged.reason}; {judged.hint}")
         return judged
     again = restatement.asked(command)
+    assert again.verb not in restatement.NAMES
     grants = [grant.path for grant in judged.grants]
     made = borg.command(judged, client, rules, RUNTIME, "/usr/bin/wrap")
     socket = made.environment["BORGSOCKETWRAP_SOCKET_PATH"]

@@ -32,8 +32,28 @@ SWITCHES = {
     "check": {"repository-only", "archives-only", "verify-data", "progress", "log-json"},
     "prune": {"dry-run", "list", "stats", "progress", "log-json"},
     "restore": {"dry-run", "list", "progress", "log-json"},
+    "break-lock": {"log-json"},
+    "change-passphrase": {"log-json"},
     "hello": set[str](),
-}
+    "run": {"detach"},
+    "job": {"follow"},
+    "aio": {"check", "detach"},
+    **{
+        verb: set[str]()
+        for verb in ("actions", "jobs", "cancel", "aio-status", "health", "metrics", "target-show",
+                     "target-set", "lockdown-on", "lockdown-off", "lockdown-status")
+    },
+}  # fmt: skip
+NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+JOB = "-".join(f"[0-9a-f]{{{count}}}" for count in (8, 4, 4, 4, 12))
+NAMES = {
+    "run": NAME, "aio": NAME, "target-set": NAME, "job": JOB, "cancel": JOB,
+    **dict.fromkeys(
+        ("actions", "jobs", "aio-status", "health", "metrics", "target-show", "lockdown-on",
+         "lockdown-off", "lockdown-status"),
+        None,
+    ),
+}  # fmt: skip
 COUNT = r"0*[1-9][0-9]{0,5}|0*1000000"
 KEEP = {f"keep-{unit}ly" for unit in ("minute", "hour", "dai", "week", "month", "year")} | {
     "keep-last"
@@ -56,7 +76,8 @@ VALUES = {
         **dict.fromkeys(KEEP, COUNT),
     },
     "restore": {},
-    "hello": {},
+    **{verb: {} for verb in ("break-lock", "change-passphrase", "hello", *NAMES)},
+    "job": {"from": COUNT},
 }
 OPERANDS = {
     "create": 3,
@@ -66,7 +87,10 @@ OPERANDS = {
     "check": 1,
     "prune": 1,
     "restore": 3,
+    "break-lock": 1,
+    "change-passphrase": 1,
     "hello": 0,
+    **{verb: 0 if form is None else 1 for verb, form in NAMES.items()},
 }
 DIRECTIVES = "YmdHMSjyIpaAbBUWVGuwzZFTRs%"
 DEFAULT_FLAGS = {
@@ -114,11 +138,14 @@ def asked(command: bytes) -> Asked:
         rest, "C:pxe:snH:d:w:m:y:a:", [*every, *(f"{name}=" for name in valued)]
     )
     verb, *operands = operands
+    if verb in ("target", "lockdown"):
+        verb, *operands = f"{verb}-{operands[0]}", *operands[1:]
     short = SHORT | {"-e": "encryption" if verb == "init" else "exclude"}
     options: list[tuple[str, str | None]] = []
     for spelling, value in given:
         name = short.get(spelling) or spelling.removeprefix("--")
-        assert name in SWITCHES[verb] or name in VALUES[verb] or name == "socket", spelling
+        has_socket = name == "socket" and verb not in NAMES
+        assert name in SWITCHES[verb] or name in VALUES[verb] or has_socket, spelling
         options.append((name, None if name in SWITCHES[verb] else value))
     # getopt lets an option be shortened; a request may not.
     assert not [word for word in rest if re.match("--[a-z]", word)] or all(
@@ -144,6 +171,10 @@ def check_syntax(request: Asked) -> None:
             assert value.isprintable()
         if name != "exclude":
             assert len(request.values(name)) == 1
+    if request.verb in NAMES:
+        form = NAMES[request.verb]
+        assert all(form and re.fullmatch(form, name) for name in request.operands)
+        return
     for path in (*request.operands[:1], *request.operands[2:]):
         check_path(path)
     if request.operands:
@@ -183,7 +214,13 @@ def check_verdict(
     request: Asked, client: str, table: Mapping[str, Any], socket_name: str, grants: list[str]
 ) -> None:
     """That the rules in ``table`` (a client's table as TOML gives it) allow ``request``."""
-    assert request.verb in table.get("allow", ["create"])
+    if request.verb in ("break-lock", "change-passphrase"):
+        assert table.get("role") == "admin"
+    else:
+        assert table.get("role", "backup") in ("backup", "admin")
+        assert request.verb in table.get("allow", ["create"])
+    if request.verb == "change-passphrase":
+        assert table.get("passphrase_stdin")
     repository = request.operands[0]
     if table.get("repositories"):
         assert PurePosixPath(repository) in map(PurePosixPath, table["repositories"])
@@ -236,7 +273,8 @@ def check_command(
     verb, paths = request.verb, request.operands[2:]
     if verb == "restore":
         verb, paths = "extract", members(paths)
-    assert list(argv[1:]) == [verb, *wanted, "--", location, *paths]
+    words = ["key", verb] if verb == "change-passphrase" else [verb]
+    assert list(argv[1:]) == [*words, *wanted, "--", location, *paths]
 
 
 def members(paths: list[str]) -> list[str]:

@@ -43,7 +43,7 @@ def check(
         # The parsers of the other verbs have no paths, or paths of another meaning.
         values.setdefault("paths", [])
     wanted = {
-        "verb": "do_extract" if asked.verb == "restore" else f"do_{asked.verb}",
+        "verb": "do_extract" if asked.verb == "restore" else f"do_{asked.verb.replace('-', '_')}",
         "values": expected_values(asked, client, table.get("excludes", ()), archive),
     }
     if found != wanted:

@@ -12,6 +12,8 @@ from .words import (
     COMPRESSIONS,
     EXCLUDES,
     HOSTILE,
+    NAMES,
+    OPERANDS_OF,
     OPTIONS_OF,
     PATHS,
     QUOTINGS,
@@ -41,7 +43,13 @@ def _given(draw: st.DrawFn, name: str, sound: bool) -> list[str]:
 def _options(draw: st.DrawFn, verb: str, sound: bool) -> list[list[str]]:
     names = list(
         draw(
-            st.lists(st.sampled_from(OPTIONS_OF[verb] + SWITCHES_OF[verb]), max_size=3, unique=True)
+            st.lists(
+                st.sampled_from(
+                    OPTIONS_OF.get(verb, ()) + SWITCHES_OF.get(verb, ()) or ("--json",)
+                ),
+                max_size=3,
+                unique=True,
+            )
         )
     )
     if not sound:
@@ -61,8 +69,10 @@ def requests(draw: st.DrawFn) -> bytes:
     wrong = draw(st.sampled_from(("nowhere", "in one word", "anywhere")))
     sound = wrong != "anywhere"
     verb = draw(st.sampled_from(VERBS))
-    parts: list[list[str]] = [[verb]]
-    if verb != "hello":
+    parts: list[list[str]] = [verb.split(" ")]
+    if verb in ("run", "job", "cancel", "aio", "target set"):
+        parts.append([draw(st.sampled_from(NAMES))])
+    elif verb in OPERANDS_OF and verb != "hello":
         parts.append([draw(_value(REPOSITORIES, 3, sound))])
     if verb in ("create", "restore") or (verb == "info" and draw(st.booleans())):
         parts.append([draw(_value(ARCHIVES, 5, sound))])

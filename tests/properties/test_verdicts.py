@@ -16,7 +16,7 @@ from . import checks, restatement, strategies, words
 def verdict(command: bytes, client: str, table: dict[str, Any]) -> Allowed | Refused | None:
     """The verdict, checked against the rules written down twice; None for hello and no request."""
     request = checks.parsed(command)
-    if request is None or request.verb == "hello":
+    if request is None or request.verb == "hello" or request.verb in restatement.NAMES:
         return None
     judged = checks.verdict(command, request, client, table, checks.rules_of(client, table))
     return judged if isinstance(judged, Refused) else judged[0]
@@ -27,6 +27,8 @@ WIDE: dict[str, Any] = {
     "allow": ["create", "init", "list", "info", "check", "prune", "restore"],
     "restore_to": "/srv/restored",
     "encryption": ["repokey", "none"],
+    "role": "admin",
+    "passphrase_stdin": True,
     "flags": sorted(restatement.DEFAULT_FLAGS | {"exclude"}),
 }
 
@@ -44,6 +46,18 @@ def test_what_is_allowed_keeps_to_the_rules() -> None:
     @example(b"create /srv/repo x{now:::} /home", "luna", WIDE)
     @example(b"create /srv/repo {now:%D} /home", "luna", WIDE)
     @example(b"create /repo: a /home", "luna", WIDE)
+    @example(b"init /srv/repo -e none", "luna", WIDE)
+    @example(b"init /srv/repo", "luna", WIDE)
+    @example(b"list /srv/repo", "luna", WIDE)
+    @example(b"info /srv/repo", "luna", WIDE)
+    @example(b"check /srv/repo", "luna", WIDE)
+    @example(b"prune /srv/repo -a x* -d 1", "luna", WIDE)
+    @example(b"prune /srv/repo", "luna", WIDE)
+    @example(b"restore /srv/repo a /", "luna", WIDE)
+    @example(b"break-lock /srv/repo", "luna", WIDE)
+    @example(b"break-lock /srv/repo", "luna", {})
+    @example(b"change-passphrase /srv/repo", "luna", WIDE)
+    @example(b"change-passphrase /srv/repo", "luna", {"role": "admin"})
     def keeps(command: bytes, client: str, table: dict[str, Any]) -> None:
         judged = verdict(command, client, table)
         if judged is not None:
@@ -51,7 +65,11 @@ def test_what_is_allowed_keeps_to_the_rules() -> None:
 
     keeps()
     # Otherwise it would hold of nothing.
-    assert {verb for name, verb in seen if name == "Allowed"} == set(WIDE["allow"])
+    assert {verb for name, verb in seen if name == "Allowed"} == {
+        *WIDE["allow"],
+        "break-lock",
+        "change-passphrase",
+    }
     assert {"create", "init", "prune"} <= {verb for name, verb in seen if name == "Refused"}
 
 

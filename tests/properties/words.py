@@ -100,6 +100,7 @@ VALUES = {
     "--keep-minutely": COUNTS, "--keep-hourly": COUNTS, "-H": COUNTS, "--keep-daily": COUNTS,
     "-d": COUNTS, "-w": COUNTS, "--keep-weekly": COUNTS, "-m": COUNTS, "-y": COUNTS,
     "--keep-yearly": COUNTS,
+    "--from": COUNTS,
     "--socket": (NONCE, "short", "x" * 65, "../../x" * 3, "é" * 20, "²" * 20),
 }  # fmt: skip
 SWITCHES = (
@@ -114,7 +115,15 @@ HOSTILE = (
     "`id`", "serve", "delete", "Create", "create\u200b", "--read-special", "--umask=0", "-CC",
     "--socket", "--json=", "−p", "—json",
 )  # fmt: skip
-VERBS = ("create", "create", "create", "init", "list", "info", "check", "prune", "restore", "hello")
+VERBS = (
+    "create", "create", "create", "init", "list", "info", "check", "prune", "restore", "hello",
+    "break-lock", "change-passphrase", "run", "job", "cancel", "aio", "jobs", "actions",
+    "target set", "target show", "lockdown on", "lockdown off", "target", "lockdown",
+)  # fmt: skip
+NAMES = (
+    "nightly", "a_b-9", "x" * 64, "x" * 65, "", "-x", "_x", "a.b", "a b", "../a", "é", "ssh://h/x",
+    "0b0f2a5e-0000-4000-8000-0123456789ab", "0B0F2A5E-0000-4000-8000-0123456789AB", "0-0-0-0-0",
+)  # fmt: skip
 
 # Four ways to write one word.
 QUOTINGS = (
@@ -134,6 +143,8 @@ OPERANDS_OF = {
     "check": ("REPO",),
     "prune": ("REPO",),
     "restore": ("REPO", "ARCHIVE", "PATH"),
+    "break-lock": ("REPO",),
+    "change-passphrase": ("REPO",),
     "hello": (),
 }
 OPTIONS_OF = {
@@ -144,7 +155,10 @@ OPTIONS_OF = {
     "check": ("--max-duration", "--socket"),
     "prune": ("--keep-within", "--keep-last", "--keep-daily", "-H", "-y", "--socket"),
     "restore": ("--socket",),
+    "break-lock": ("--socket",),
+    "change-passphrase": ("--socket",),
     "hello": ("--socket",),
+    "job": ("--from",),
 }
 SWITCHES_OF = {
     "create": ("-p", "-x", "--json", "--log-json", "--stats", "-n"),
@@ -154,5 +168,10 @@ SWITCHES_OF = {
     "check": ("-p", "--repository-only", "--archives-only", "--verify-data"),
     "prune": ("-p", "--list", "-s", "-n"),
     "restore": ("-p", "-n", "--list", "--log-json"),
+    "break-lock": ("--log-json",),
+    "change-passphrase": ("--log-json",),
     "hello": ("--json",),
+    "run": ("--detach",),
+    "aio": ("--detach", "--check"),
+    "job": ("--follow",),
 }
