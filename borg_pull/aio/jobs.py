@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from borg_pull.audit import encode, is_session, timestamp
+from borg_pull.audit import encode, timestamp
 from borg_pull.errors import SystemRefusedError, printable
+from borg_pull.values import is_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
