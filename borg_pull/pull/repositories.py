@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Literal
 
 import click
 
-from borg_pull.errors import BorgPullError, RequestError, printable
+from borg_pull.errors import RequestError, printable
 from borg_pull.output import print_error, print_table, put
 from borg_pull.pull import care, secret
+from borg_pull.pull.by_hand import on_record
 from borg_pull.pull.condition import rfc3339
 from borg_pull.pull.config import Config
 from borg_pull.pull.faults import nearest
@@ -60,19 +60,10 @@ def _recorded(
     invocation: Invocation, ledger: Ledger, job: Task, kind: Literal["check", "prune"]
 ) -> Iterator[None]:
     """What happens within is a run on record, and told of like any other."""
-    run = ledger.begin(job.name, job.source_name, job.repository_name, kind=kind, log=None)
-    started = time.monotonic()
-    outcome = "failure"
-    error: str | None = "it was ended"
     try:
-        yield
-        outcome, error = "success", None
-    except BorgPullError as fault:
-        error = fault.line()
-        raise
+        with on_record(ledger, job, kind):
+            yield
     finally:
-        duration = round(time.monotonic() - started, 3)
-        ledger.finish(run, outcome, error=error, duration=duration)
         for untold in report(invocation.config, ledger):
             print_error(untold.line(), "yellow")
 

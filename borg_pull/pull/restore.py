@@ -19,7 +19,7 @@ from borg_pull.errors import (
 )
 from borg_pull.output import print_error, put
 from borg_pull.pull import contents, secret, source
-from borg_pull.pull.by_hand import alone, on_record
+from borg_pull.pull.by_hand import alone, logged
 from borg_pull.pull.invocation import Invocation, configured
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.outcome import BUSY
@@ -81,7 +81,7 @@ def restore(
             found = contents.chosen(repository, config.archive_glob(name), archive)
             words = [VERB, "--log-json", "--list", *(["--dry-run"] if dry_run else [])]
             words += [str(job.repository.path), found.name, *paths]
-            with on_record(ledger, job, places, "restore") as (run, log), alone(job, places):
+            with logged(ledger, job, places, "restore") as (run, log), alone(job, places):
                 ledger.update(run, archive=found.name)
                 with counting(found.name) as show:
                     done = _restored(job, places, greeting, words, log, stop, show)

@@ -29,7 +29,7 @@ import click
 from borg_pull.errors import BusyError, FailedError, RequestError, printable
 from borg_pull.output import put
 from borg_pull.pull import contents
-from borg_pull.pull.by_hand import alone, on_record
+from borg_pull.pull.by_hand import alone, logged
 from borg_pull.pull.contents import Item
 from borg_pull.pull.invocation import Invocation, configured
 from borg_pull.pull.ledger import Ledger
@@ -100,7 +100,7 @@ def verify(invocation: Invocation, name: str, *, files: int, as_json: bool) -> i
         last = next(iter(ledger.successes(name, 1)), None)
         if last is None or last.archive is None:
             raise RequestError(f"job {name} has no backup yet", f"run: borg-pull run {name}")
-        with on_record(ledger, job, places, "verify") as (run, log), alone(job, places):
+        with logged(ledger, job, places, "verify") as (run, log), alone(job, places):
             found = _verified(job, repository, places, last.archive, files, log)
             ledger.update(run, archive=found.archive, files=found.files, original_size=found.size)
             if found.faults:

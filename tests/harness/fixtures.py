@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -17,7 +18,10 @@ NEEDS_ROOT = "needs root: makes accounts, capabilities or devices"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the markers of the harness known."""
+    """Make the markers of the harness known, and signals do what they do at a terminal."""
+    # A shell ignores these two for what it runs in the background, and all below would, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     config.addinivalue_line("markers", f"needs_root: {NEEDS_ROOT}")
     config.addinivalue_line(
         "markers",

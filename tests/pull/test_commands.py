@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -132,14 +133,9 @@ def test_wrong_words(server: BackupServer, borg_pull: Command) -> None:
     assert "there is no run 9" in borg_pull("logs", "9", code=64).stderr
 
 
-@pytest.mark.builds("frozen")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_in_order(
-    server: BackupServer, program: list[str], borg_pull: Command, number: signal.Signals
-) -> None:
-    data = data_of(server, 64 << 20)
-    repository = server.repository()
-    server.job(paths=[data])
+@contextmanager
+def in_the_data(server: BackupServer, program: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A run of the job, under way."""
     with subprocess.Popen(
         [*program, "--config", str(configuration(server)), "run", "job", "--json"],
         stdout=subprocess.PIPE,
@@ -148,6 +144,18 @@ def test_a_signal_ends_it_in_order(
         assert running.stdout is not None
         while b'"progress"' not in running.stdout.readline():
             continue
+        yield running
+
+
+@pytest.mark.builds("frozen")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_order(
+    server: BackupServer, program: list[str], borg_pull: Command, number: signal.Signals
+) -> None:
+    data = data_of(server, 64 << 20)
+    repository = server.repository()
+    server.job(paths=[data])
+    with in_the_data(server, program) as running:
         running.send_signal(number)
         assert running.wait(30) == 2
     assert not repository.locked()
@@ -241,14 +249,7 @@ def test_kill_9_leaves_nothing_and_is_recorded(
     data = data_of(server, 64 << 20)
     repository = server.repository()
     server.job(paths=[data])
-    with subprocess.Popen(
-        [*program, "--config", str(configuration(server)), "run", "job", "--json"],
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    ) as running:
-        assert running.stdout is not None
-        while b'"progress"' not in running.stdout.readline():
-            continue
+    with in_the_data(server, program) as running:
         running.kill()
     server.site.source.assert_nothing_left("luna")
 
