@@ -1085,7 +1085,10 @@ def audit() -> None:
 
 
 _CONFIG_OPTION = click.option(
-    "--config", metavar="CONFIG", type=click.Path(), help="The log of this whitelist, not FILE."
+    "--config",
+    metavar="CONFIG",
+    type=click.Path(readable=False),
+    help="The log of this whitelist, not FILE.",
 )
 
 

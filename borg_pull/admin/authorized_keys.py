@@ -44,7 +44,7 @@ nobody serves and no account can listen on. Unix sockets are then refused to -L,
 
 
 @click.command("authorized-keys", epilog=_SSHD, short_help="Print the lines that let keys log in.")
-@click.argument("config", type=click.Path())
+@click.argument("config", type=click.Path(readable=False))
 @click.option(
     "--program",
     type=click.Path(),

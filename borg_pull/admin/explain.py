@@ -117,7 +117,7 @@ passphrase_source, limits.
     epilog=_SCHEMA,
     short_help="Say what would become of a request.",
 )
-@click.argument("config", type=click.Path())
+@click.argument("config", type=click.Path(readable=False))
 @click.argument("client")
 @click.argument("request")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")

@@ -65,7 +65,7 @@ and left (sessions, as of the command sessions), else null.
 
 
 @click.command(epilog=_SCHEMA, short_help="Refuse all requests, or serve them again.")
-@click.argument("config", type=click.Path())
+@click.argument("config", type=click.Path(readable=False))
 @click.argument("action", type=click.Choice(("on", "off", "status")))
 @click.option("--kill", is_flag=True, help="End the requests under way, too, in order.")
 @click.option("--reason", metavar="TEXT", help="Why: told to all who are refused, and recorded.")

@@ -76,7 +76,7 @@ with client, verb, since, age (seconds), bytes_to_peer, bytes_from_peer, pid, se
 
 
 @click.command(epilog=_SCHEMA, short_help="Show the requests under way.")
-@click.argument("config", type=click.Path())
+@click.argument("config", type=click.Path(readable=False))
 @click.option(
     "--user",
     metavar="ACCOUNT",

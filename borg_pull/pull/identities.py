@@ -218,7 +218,9 @@ def _to_list(lines: Sequence[str], source: Source) -> str:
     return (
         f"On the source, in its whitelist under [client.{client}]:\n\n"
         f"keys = [\n{shown}]\n\n"
-        "and then let its sshd know, with borg-pull-admin authorized-keys.\n"
+        "and then let its sshd know:\n\n"
+        "/opt/borg-pull/borg-pull-admin authorized-keys /etc/borg-pull/config.toml "
+        "--output /etc/borg-pull/authorized_keys\n"
     )
 
 

@@ -58,7 +58,7 @@ def _choose(context: click.Context, _option: click.Parameter, value: str | None)
 config_option = click.option(
     "--config",
     metavar="FILE",
-    type=click.Path(),
+    type=click.Path(readable=False),
     expose_value=False,
     callback=_choose,
     help="The configuration.  [default: $BORG_PULL_CONFIG, ~/.config/borg-pull/pull.toml if it "
