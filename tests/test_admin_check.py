@@ -159,6 +159,8 @@ def test_the_json_answer_has_its_stated_schema(tmp_path: Path) -> None:
         ("allow = ['init']\nencryption = ['repokey']", "no-passphrase", "encryption"),
         ("allow_unknown_repository = true", "unknown-repository", "allow_unknown_repository"),
         ("allow_relocated_repository = true", "relocated-repository", "allow_relocated_repository"),
+        ("allow = ['create', 'restore']", "restore", "allow[1]"),
+        ("restore_to = '/srv/restored'", "restore", "restore_to"),
         ("passcommand = '/no/such/program x'", "passcommand", "passcommand"),
         ("paths = ['/no/such/path']", "path", "paths[0]"),
     ],
@@ -533,6 +535,43 @@ def test_what_the_forced_command_will_refuse_is_an_error(
     files = {"p": source.secret, "c": source.config, "w": source.program}
     assert remedy.format(**places, **files) in message
     assert (code == "configuration-file") == ("config.toml" in str(errors[0]["file"]) and not key)
+
+
+@pytest.mark.needs_root
+def test_where_files_are_restored_to(source: Host) -> None:
+    staging = source.directory / "restored"
+    text = source.config.read_text()
+    source.config.write_text(f'{text}allow = ["create", "restore"]\nrestore_to = "{staging}"\n')
+    told = "client.luna.restore_to"
+    ([error], warnings) = source.findings()
+    assert (error["code"], error["key"], warnings) == ("restore", told, [])
+    name, group = source.account.name, group_name(source.account)
+    assert f"run install -d -o {name} -g {group} -m 0700 {staging}" in error["message"]
+    staging.mkdir(mode=0o700)
+    ([error], _) = source.findings()
+    assert f"cannot be used: Permission denied; run install -d -o {name}" in error["message"]
+    staging.chmod(0o755)
+    ([error], _) = source.findings()
+    assert "belongs to uid 0, not to this account; run install -d" in error["message"]
+    staging.chmod(0o700)
+    os.chown(staging, source.account.uid, source.account.gid)
+    assert source.findings() == ([], []), "the control"
+    staging.chmod(0o770)
+    ([error], _) = source.findings()
+    assert "can be written by others" in error["message"]
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("command", ["check", "explain", "authorized-keys"])
+def test_a_whitelist_that_this_user_cannot_read(source: Host, command: str) -> None:
+    """A fault of the configuration, not of the command line."""
+    source.config.chmod(0o600)
+    words = ["luna", "hello"] if command == "explain" else []
+    answer = start(command, str(source.config), *words, uid=source.account.uid)
+    assert answer.exit == 78, answer
+    assert "cannot be used: Permission denied" in answer.stdout + answer.stderr
+    source.config.chmod(0o640)
+    assert "Permission" not in start(command, str(source.config), *words, uid=0).stderr
 
 
 @pytest.mark.needs_root

@@ -27,6 +27,7 @@ from borg_pull.errors import ConfigurationError, printable
 from borg_pull.output import print_lines, put
 from borg_pull.positions import Positions
 from borg_pull.schema import Fault, SourceFile
+from borg_pull.source import staging
 from borg_pull.source.installation import program_beside, socket_wrapper
 from borg_pull.source.request import ENCRYPTION_MODES, split
 from borg_pull.source.whitelist import ClientRules, Settings, examine
@@ -104,7 +105,7 @@ warnings, each a list of objects with code, file, line, key, message.
 
 
 @click.command(epilog=_SCHEMA, short_help="Check a whitelist.")
-@click.argument("config", type=click.Path())
+@click.argument("config", type=click.Path(readable=False))
 @click.option(
     "--user",
     metavar="ACCOUNT",
@@ -357,6 +358,7 @@ class _HostView:
             self._look_at_own(account)
             for name, rules in clients.items():
                 self._look_at_passphrase_file(name, rules.passphrase_file)
+                self._look_at_staging(account, name, rules.restore_to)
 
     def _look_at_files_and_programs(
         self, files: Iterable[SourceFile], clients: Mapping[str, ClientRules]
@@ -459,6 +461,24 @@ class _HostView:
             self._notes.add(code, key, message, severity="error")
             return False
         return is_sound
+
+    def _look_at_staging(
+        self, account: accounts.Account, client: str, directory: str | None
+    ) -> None:
+        if directory is None:
+            return
+        name = shlex.quote(directory)
+        make = f"run install -d -o {account.name} -g {account.group} -m 0700 {name}"
+
+        def attempt(_trust: Trust) -> None:
+            try:
+                os.close(staging.open_parent(directory))
+            except ConfigurationError as error:
+                # Of all that can be wrong with it that makes it right, not just readable.
+                cause = error.__cause__ if not self._sees else None
+                raise ConfigurationError(error.message, make) from cause
+
+        self._try("restore", "restore_to", attempt, client)
 
     def _look_at_audit(self, path: str, account: accounts.Account) -> None:
         is_sound = self._try("audit-file", "audit.file", lambda trust: _check_parents(path, trust))
@@ -652,7 +672,19 @@ def _risks(rules: ClientRules) -> Iterator[tuple[str, str, str]]:
             "allow_relocated_repository",
             "borg accepts a repository that was moved, or put in another's place",
         )
+    yield from _restore_risks(rules)
     yield from _passphrase_risks(rules)
+
+
+def _restore_risks(rules: ClientRules) -> Iterator[tuple[str, str, str]]:
+    if "restore" in rules.allow and rules.restore_to is None:
+        yield (
+            "restore",
+            f"allow[{rules.allow.index('restore')}]",
+            "restore is refused without restore_to, the directory it may put files into",
+        )
+    if "restore" not in rules.allow and rules.restore_to is not None:
+        yield "restore", "restore_to", "nothing is restored there: restore is not in allow"
 
 
 _NEEDS_PASSPHRASE = tuple(mode for mode in ENCRYPTION_MODES if mode != "none")
