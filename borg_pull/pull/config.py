@@ -70,6 +70,11 @@ class Settings(_Table):
     jobs: int = Field(
         default=4, ge=1, le=256, description="Pulls at once when `--jobs` is not given."
     )
+    watch: Calendar = Field(
+        default="*:0/15",
+        description="Calendar expression: when the timers' watch looks whether the backups are "
+        "fine, tells people and writes the metrics.",
+    )
     keep_logs: PositiveDuration = _default("90d", "How long logs of single runs are kept.")
 
 

@@ -32,6 +32,10 @@ from borg_pull.pull.source import Greeting, Progress, Request, Transcript
 from borg_pull.pull.stop import Stop
 
 HELLO_SECONDS = 60.0
+_NOT_RUN = (126, 127)
+"""How a shell, or setpriv, says that it could not execute what it was told to."""
+_REFUSALS = (1, 2)
+"""How the original tool, a script of Python's, ends with a word that it does not know."""
 _STDOUT_LIMIT = 1024 * 1024
 _LONGEST_WAIT = 3600.0
 """Seconds; poll(2) counts milliseconds in an int."""
@@ -156,7 +160,8 @@ def attempt(
 def hello(source_: Source, name: str, known_hosts: Path, stop: Stop | None = None) -> Greeting:
     """Ask the source who it is. Raises UnreachableError, ConfigurationError.
 
-    The original tool refuses the word; that, and nothing else, is taken for it.
+    The original tool refuses the word; that, and nothing else, is taken for it: no failure of ssh,
+    here or on the way, and none of a command that is not there or was killed.
     """
     if source_.protocol == "original":
         return source.original_greeting(name, source_)
@@ -177,7 +182,16 @@ def hello(source_: Source, name: str, known_hosts: Path, stop: Stop | None = Non
     lines = run.transcript.complaints or []
     ours = any(line.startswith("borg-pull-source: ") for line in lines)
     last = lines[-1] if lines else f"exit {run.exit}"
-    if source_.protocol == "auto" and run.exit != ssh.CONNECTION_FAILED and not ours:
+    if run.exit == ssh.CONNECTION_FAILED:
+        raise UnreachableError(f"source {name}: {last}", ssh.remedy(name, lines))
+    if run.exit in _NOT_RUN:
+        raise UnreachableError(
+            f"source {name}: {last}",
+            "its forced command cannot be run there, or no ssh here; look whether it is installed",
+        )
+    if run.exit is not None and run.exit < 0:
+        raise UnreachableError(f"ssh to source {name} was killed by signal {-run.exit}")
+    if source_.protocol == "auto" and run.exit in _REFUSALS and not ours:
         return source.original_greeting(name, source_, last)
     raise UnreachableError(f"source {name}: {last}")
 

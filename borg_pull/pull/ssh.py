@@ -75,6 +75,26 @@ def command(
     return [*tied(argv), f"{source.user}@{source.host}", "--", request]
 
 
+def remedy(name: str, said: Sequence[str]) -> str:
+    """What to do about an ssh that failed by itself on its way to the source ``name``.
+
+    ``said`` are its words: those of OpenSSH, of which no other part tells more.
+    """
+    words = "\n".join(said)
+    if not said:
+        return f"the command there was killed, or the connection cut; run: borg-pull doctor {name}"
+    if "HOST IDENTIFICATION HAS CHANGED" in words:
+        return (
+            "it shows another host key than the pinned one: its system was installed anew, or "
+            f"somebody is in between; if it is the former, run: borg-pull trust {name}"
+        )
+    if "host key is known for" in words:
+        return f"its host key is not pinned; run: borg-pull trust {name}"
+    if "Permission denied" in words:
+        return f"it does not let our key in; run: borg-pull doctor {name}"
+    return f"nothing there was asked yet; run: borg-pull doctor {name}"
+
+
 def tied(argv: Sequence[str]) -> list[str]:
     """``argv`` so that it ends when the thread that starts it does, kill -9 included.
 

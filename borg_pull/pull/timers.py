@@ -281,13 +281,15 @@ def _check_calendars(setting: Setting) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         return
-    for name, job in setting.config.job.items():
-        if job.schedule is None:
+    config = setting.config
+    named = {f"job.{name}.schedule": job.schedule for name, job in config.job.items()}
+    for key, calendar in {"settings.watch": config.settings.watch, **named}.items():
+        if calendar is None:
             continue
-        done = _run([analyze, "calendar", "--", job.schedule])
+        done = _run([analyze, "calendar", "--", calendar])
         if done.returncode != 0:
             raise ConfigurationError(
-                f"job.{name}.schedule: systemd does not understand {job.schedule!a}",
+                f"{key}: systemd does not understand {calendar!a}",
                 "see systemd-analyze calendar",
             )
 

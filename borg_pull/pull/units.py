@@ -26,7 +26,6 @@ Scope = Literal["system", "user"]
 JOB_PREFIX = "borg-pull-job-"
 WATCH = "borg-pull-watch"
 """No job's unit can have this name: those have the prefix."""
-WATCH_CALENDAR = "*:0/15"
 
 _MARK = "# Made by borg-pull timers from "
 _HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
@@ -151,7 +150,10 @@ def units(setting: Setting) -> dict[str, str]:
         )
     if setting.config.job:
         found[f"{WATCH}.timer"] = _timer(
-            setting, "When borg-pull looks whether the backups are fine", WATCH_CALENDAR, 60
+            setting,
+            "When borg-pull looks whether the backups are fine",
+            setting.config.settings.watch,
+            60,
         )
         found[f"{WATCH}.service"] = _service(
             setting,

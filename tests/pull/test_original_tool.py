@@ -6,6 +6,7 @@ The tool itself is not here: ``original_tool.py`` stands in for it, and says whe
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,8 +15,11 @@ from typing import Any
 import pytest
 
 from borg_pull.pull.ledger import Run
+from borg_pull.pull.pull import UnreachableError, hello
+from borg_pull.pull.source import ORIGINAL
 from tests.harness.builds import FROZEN_12
 from tests.harness.fixtures import SiteMaker
+from tests.harness.sshd import make_key
 from tests.pull import original_tool
 from tests.pull.conftest import BackupServer, backup_server
 
@@ -132,6 +136,57 @@ def test_auto_finds_out_and_remembers(original: BackupServer) -> None:
     error = str(last(server).error)
     assert "source source does not know hello (it said: original-tool: " in error
     assert "give client and socket_dir in [source.source]" in error
+
+
+def test_what_is_no_answer_is_not_taken_for_it(
+    original: BackupServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``auto``, and all known that the tool would need: what went wrong is said instead."""
+    server = original
+    source = server.document["source"]["source"] | {"protocol": "auto"}
+    pins = server.directory / "known_hosts"
+
+    def said(**changes: object) -> str:
+        server.document["source"]["source"] = source | changes
+        (task,) = server.tasks()
+        with pytest.raises(UnreachableError) as failed:
+            hello(task.source, "source", pins)
+        return failed.value.line()
+
+    server.repository()
+    server.job(paths=["/srv"])
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        told = said(port=closed.getsockname()[1])
+    assert "Connection refused" in told
+    assert told.endswith("nothing there was asked yet; run: borg-pull doctor source")
+    assert "Could not resolve" in said(host="source.invalid")
+    honest = pins.read_text()
+    pins.write_text("")
+    assert said().endswith("its host key is not pinned; run: borg-pull trust source")
+    kind, key, *_ = make_key(server.directory / "other").split()
+    pins.write_text(f"{honest.split()[0]} {kind} {key}\n")
+    assert "it shows another host key than the pinned one" in said()
+    pins.write_text(honest)
+    told = said(identity=str(server.directory / "other"))
+    assert "it does not let our key in" in told
+    gone = server.site.peer("gone", "/no/such/program")
+    assert "its forced command cannot be run there" in said(identity=str(gone._key))
+    killed = server.site.peer("killed", "kill -9 $$")
+    assert "exit 255; the command there was killed, or the connection cut" in said(
+        identity=str(killed._key)
+    )
+    tools = server.directory / "bin"
+    tools.mkdir()
+    (tools / "setpriv").symlink_to("/usr/bin/setpriv")
+    monkeypatch.setenv("PATH", str(tools))
+    assert "no ssh here" in said()
+    (tools / "setpriv").unlink()
+    assert "cannot run ssh: No such file" in said()
+    monkeypatch.undo()
+    server.document["source"]["source"] = source
+    (task,) = server.tasks()
+    assert hello(task.source, "source", pins).protocol == ORIGINAL, "the control"
 
 
 def test_the_outcome_goes_by_the_archive(original: BackupServer) -> None:

@@ -120,6 +120,10 @@ def test_a_pair_for_each_schedule_and_one_that_watches(host: Host) -> None:
     watch = host.values("borg-pull-watch.service")
     assert any(line.endswith("status --tell") for line in watch)
     assert not any("/srv/backup" in line for line in watch), "it has no repository"
+    assert "OnCalendar=*:0/15" in host.values("borg-pull-watch.timer")
+    host.document["settings"]["watch"] = "hourly"
+    host.timers("install", "--system")
+    assert "OnCalendar=hourly" in host.values("borg-pull-watch.timer")
     assert (host.units / "borg-pull-job-www.timer").stat().st_mode & 0o777 == 0o644
 
 
