@@ -108,13 +108,30 @@ def verbs() -> str:
         ("verb", "operands", "options"),
         [
             (
-                f"`{verb.name}`",
+                f"`{request.spelling(verb.name)}`",
                 f"`{verb.operands}`" if verb.operands else "",
                 ", ".join(f"`--{option.name}`" for option in verb.options),
             )
             for verb in request.VERBS.values()
         ],
     )
+
+
+def role_table() -> str:
+    """The table of who may ask for what, with which switches."""
+    rows = []
+    for verb, needs in roles.NEEDS.items():
+        cells = []
+        for role in roles.ROLES:
+            if roles.ROLES.index(role) < roles.ROLES.index(needs.role):
+                cells.append("no")
+            elif needs.switches:
+                cells.append(", ".join(f"`{switch}`" for switch in needs.switches))
+            else:
+                cells.append("yes")
+        listed = f"in `{needs.listed}`" if needs.listed else ""
+        rows.append((f"`{request.spelling(verb)}`", listed, *cells))
+    return table(("verb", "listed", *(f"`{role}`" for role in roles.ROLES)), rows)
 
 
 def sshd_settings() -> str:
@@ -262,6 +279,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "audit-keys": ("configuration.md", lambda: configuration_keys(settings.AUDIT_KEYS)),
     "confine-keys": ("configuration.md", lambda: configuration_keys(whitelist.CONFINE_KEYS)),
     "limit-keys": ("configuration.md", lambda: configuration_keys(whitelist.LIMIT_KEYS)),
+    "roles": ("configuration.md", role_table),
     "feature-keys": ("configuration.md", lambda: configuration_keys(roles.FEATURE_KEYS)),
     "aio-keys": ("configuration.md", lambda: configuration_keys(aio_policy.AIO_KEYS)),
     "target-keys": ("configuration.md", lambda: configuration_keys(aio_policy.TARGET_KEYS)),
