@@ -404,3 +404,82 @@ def test_credentials_are_masked(config: Path) -> None:
     report = explain(config, "create ssh://u:hunter2@host/r a /")
     assert report["request"] == "create ssh://***@host/r a /"
     assert "hunter2" not in json.dumps(report)
+
+
+AIO = """
+role = "admin"
+actions = ["nightly"]
+aio_targets = ["vault"]
+
+[features]
+enable_admin = true
+enable_config_write = true
+enable_break_lock = true
+
+[aio.target.vault]
+remote_repo = "ssh://borg@vault.example.org:22/srv/aio"
+
+[aio.target.disk]
+host_location = "/mnt/backup"
+
+[action.nightly]
+type = "nextcloud_aio_backup"
+target = "vault"
+"""
+
+
+def rules_of(report: dict[str, Any]) -> list[str]:
+    return [f"{one['rule']} {one['origin']}" for one in report["rules"]]
+
+
+def test_what_would_be_asked_of_the_companion(config: Path) -> None:
+    write(config, config.read_text() + AIO)
+    report = explain(config, "run nightly --detach")
+    assert (report["verdict"], report["run"]) == ("allowed", None)
+    assert report["ask"] == {
+        "request": "run",
+        "name": "nightly",
+        "target": "ssh://***@vault.example.org:22/srv/aio",
+        "socket": "/run/borg-pull-aio/companion.sock",
+    }
+    assert rules_of(report) == ["role file", "actions[0] file"]
+    report = explain(config, "target set vault")
+    assert rules_of(report)[1:] == [
+        "features.enable_admin file",
+        "features.enable_config_write file",
+        "aio_targets[0] file",
+    ]
+    assert explain(config, "actions")["ask"] is None
+    shown = run("explain", config, "luna", "run nightly").stdout
+    assert "asks        run nightly\n" in shown
+    assert "target      ssh://***@vault.example.org:22/srv/aio\n" in shown
+    report = explain(config, "break-lock /srv/repo")
+    assert report["run"]["confinement"]["capability"] is False
+    assert rules_of(report) == [
+        "role file",
+        "features.enable_admin file",
+        "features.enable_break_lock file",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("request_", "deciding"),
+    [
+        ("run other", "actions file"),
+        ("target set disk", "aio_targets file"),
+        ("change-passphrase /srv/repo", "features.enable_passphrase_change default"),
+    ],
+)
+def test_what_would_not(config: Path, request_: str, deciding: str) -> None:
+    write(config, config.read_text() + AIO)
+    report = explain(config, request_)
+    assert (report["verdict"], report["exit"], report["ask"]) == ("refused", 77, None)
+    assert rules_of(report) == [deciding]
+
+
+def test_a_role_that_is_too_little(config: Path) -> None:
+    write(config, config.read_text() + AIO.replace('"admin"', '"read"'))
+    for request_ in ("run nightly", "list /srv/repo", "lockdown on"):
+        report = explain(config, request_)
+        assert (report["exit"], rules_of(report)) == (77, ["role file"])
+    assert explain(config, "jobs")["verdict"] == "allowed"

@@ -14,7 +14,9 @@ from typing import Literal, TypedDict
 
 import click
 
+from borg_pull import aio_policy
 from borg_pull.admin import host
+from borg_pull.aio_policy import AioPolicy
 from borg_pull.configuration_files import client_file, main_file
 from borg_pull.credentials import masked_request
 from borg_pull.errors import (
@@ -26,11 +28,14 @@ from borg_pull.errors import (
 from borg_pull.lockdown import reason_of
 from borg_pull.output import print_lines, put
 from borg_pull.positions import Positions
+from borg_pull.roles import NEEDS
 from borg_pull.schema import SourceFile
 from borg_pull.source import borg, confine
+from borg_pull.source.asking import ANSWERED_HERE, refused_by_policy
+from borg_pull.source.borg import WITHOUT_CAPABILITY
 from borg_pull.source.installation import current_context, program_beside, socket_wrapper
-from borg_pull.source.judge import Allowed, Refused, judge
-from borg_pull.source.request import parse
+from borg_pull.source.judge import Allowed, Refused, judge, refused_by_role
+from borg_pull.source.request import VERBS, Request, parse
 from borg_pull.source.state import find_own_directory
 from borg_pull.source.state import places as state_places
 from borg_pull.source.whitelist import CLIENT_KEYS, ClientRules, Settings, load
@@ -82,6 +87,18 @@ class Run(TypedDict):
     """The client's own, by key of the configuration; whether they are reached is not looked at."""
 
 
+class Ask(TypedDict):
+    """What would be asked of the companion."""
+
+    request: str
+    name: str | None
+    """Of an action or a target, or a job's ID."""
+    target: str | None
+    """Where the action or the target leads to, without credentials; None where it is AIO's own."""
+    socket: str
+    """The companion's."""
+
+
 class Report(TypedDict):
     """The answer of ``explain --json``."""
 
@@ -100,13 +117,16 @@ class Report(TypedDict):
     lockdown: str | None
     """Why the host serves nobody as it stands now; no part of the verdict."""
     run: Run | None
-    """None when refused."""
+    """None when refused, and when no borg would run."""
+    ask: Ask | None
+    """What would be asked of the companion; None for every other request."""
 
 
 _SCHEMA = """\
 --json: an object of type "explain", version 1, config, client, request, verdict ("allowed" or
 "refused"), exit, reason, hint, rules (each rule, origin, file, line), lockdown (null, or why nobody
-is served now) and run: null, or verb, repository, archive, paths (each path, rule, obstacle), argv,
+is served now), ask (null, or what would be asked of the companion: request, name, target, socket)
+and run: null, or verb, repository, archive, paths (each path, rule, obstacle), argv,
 environment, environment_at_run_time, confinement, file_access, socket, state_directory, lock,
 passphrase_source, limits.
 """
@@ -156,6 +176,7 @@ def explanation(config: str, client: str, request: str) -> Report:
         rules=[],
         lockdown=reason_of(config),
         run=None,
+        ask=None,
     )
     try:
         _explain(report, os.fsencode(request))
@@ -180,13 +201,23 @@ def _explain(report: Report, command: bytes) -> None:
     rules = whitelist.clients.get(client)
     if rules is None:
         raise NotAllowedError(f"client {client} is not in the whitelist")
-    places = _Places(main if own is None else own, "" if own else f"client.{client}")
+    places = _Places(main, own, "" if own else f"client.{client}")
     request = parse(command)
-    if request.verb == "hello":
+    features = whitelist.settings.features
+    if VERBS[request.verb].names is not None:
+        refused = refused_by_role(request, client, rules, features)
+        if refused is None:
+            policy = aio_policy.load(main, own, client)
+            refused = refused_by_policy(request, policy)
+            report["ask"] = None if refused else _ask(request, policy)
+        report["rules"] = _rules_of_ask(request, rules, refused, places)
+        if refused is not None:
+            raise NotAllowedError(refused.reason, refused.hint)
+    elif request.verb == "hello":
         report["rules"] = [_built_in("hello")]
         report["run"] = _hello(client, rules, whitelist.settings, program)
     else:
-        verdict = judge(request, client, rules, whitelist.settings.features, current_context())
+        verdict = judge(request, client, rules, features, current_context())
         report["rules"] = [places.rule(name) for name in verdict.rule.split(", ")]
         if isinstance(verdict, Refused):
             raise NotAllowedError(verdict.reason, verdict.hint)
@@ -197,28 +228,64 @@ def _explain(report: Report, command: bytes) -> None:
 class _Places:
     """Where the rules of one client stand."""
 
-    def __init__(self, file: SourceFile, table: str) -> None:
-        self._file = file
+    def __init__(self, main: SourceFile, own: SourceFile | None, table: str) -> None:
+        self._main = main
+        self._file = own or main
         self._table = table
-        self._positions = Positions(file.content.decode("utf-8"))
 
     def rule(self, name: str) -> Rule:
         """The place of the rule that `judge` names ``name``."""
         key = name.partition("[")[0]
+        if key.startswith("features."):
+            return self._place(self._main, name, name)
         if key not in (known.name for known in CLIENT_KEYS):
             return _built_in(name)
-        whole = f"{self._table}.{name}" if self._table else name
-        is_set = self._positions.has(whole.partition("[")[0])
+        return self._place(self._file, name, f"{self._table}.{name}" if self._table else name)
+
+    def _place(self, file: SourceFile, name: str, whole: str) -> Rule:
+        positions = Positions(file.content.decode("utf-8"))
+        is_set = positions.has(whole.partition("[")[0])
         return Rule(
             rule=name,
             origin="file" if is_set else "default",
-            file=self._file.name,
-            line=self._positions.line(whole),
+            file=file.name,
+            line=positions.line(whole),
         )
 
 
 def _built_in(name: str) -> Rule:
     return Rule(rule=name, origin="built-in", file=None, line=None)
+
+
+def _ask(request: Request, policy: AioPolicy) -> Ask | None:
+    if request.verb in ANSWERED_HERE:
+        return None
+    target = policy.targets.get(request.name or "")
+    if request.verb == "run":
+        target = policy.actions[request.name or ""].target
+    return Ask(
+        request=request.verb,
+        name=request.name,
+        target=None if target is None else target.masked(),
+        socket=policy.aio.socket,
+    )
+
+
+def _rules_of_ask(
+    request: Request, rules: ClientRules, refused: Refused | None, places: _Places
+) -> list[Rule]:
+    """What decided; for what is allowed, all that had to allow it."""
+    if refused is not None:
+        return [places.rule(refused.rule)]
+    needs = NEEDS[request.verb]
+    decided = [places.rule("role"), *(places.rule(f"features.{name}") for name in needs.switches)]
+    if needs.listed is not None:
+        names: tuple[str, ...] = getattr(rules, needs.listed)
+        if request.name in names:
+            decided.append(places.rule(f"{needs.listed}[{names.index(request.name)}]"))
+        else:
+            decided.append(places.rule("features.enable_arbitrary_targets"))
+    return decided
 
 
 def _hello(client: str, rules: ClientRules, settings: Settings, program: str) -> Run:
@@ -255,12 +322,15 @@ def _run(
     lock, report = state_places(borg.lock_directory(runtime, client), allowed.repository)
     source = _passphrase_source(rules)
     # Whatever is unpacked belongs to the account, so it can be read without.
-    without = {"capability": False} if allowed.staging is not None else {}
+    is_without = allowed.staging is not None or allowed.verb in WITHOUT_CAPABILITY
+    without = {"capability": False} if is_without else {}
     at_run_time = {
         **borg.state_environment(state),
         "BORG_PULL_SESSION_PROCESSES": "sshd's processes of the session",
         "BORG_PULL_WRAP_REPORT": report,
     }
+    if allowed.verb == "change-passphrase":
+        at_run_time |= {"BORG_NEW_PASSPHRASE": "second line of standard input"}
     if source is not None:
         at_run_time |= {"BORG_PASSPHRASE_FD": "descriptor of a pipe with the passphrase"}
     return Run(
@@ -350,6 +420,12 @@ def _lines(report: Report) -> Iterator[tuple[tuple[str, str], ...]]:
         yield _labelled("rule", _rule_text(rule))
     if report["lockdown"] is not None:
         yield _labelled(_BUT_NOW, report["lockdown"], "yellow")
+    if report["ask"] is not None:
+        ask = report["ask"]
+        yield _labelled("asks", f"{ask['request']} {ask['name'] or ''}".rstrip())
+        if ask["target"] is not None:
+            yield _labelled("target", ask["target"])
+        yield _labelled("companion", ask["socket"])
     if report["run"] is not None:
         for label, text in _run_lines(report["run"]):
             yield _labelled(label, text, "yellow" if label == _BUT_NOW else "")

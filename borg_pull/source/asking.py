@@ -30,9 +30,9 @@ def judge_ask(
     refused = refused_by_role(request, client, rules, policy.features)
     if refused is not None:
         return refused
-    reason = policy.refusal(request.verb, request.name)
-    if reason is not None:
-        return Refused(reason=reason, hint=_allowed(request, policy), rule=_rule(request))
+    refused = refused_by_policy(request, policy)
+    if refused is not None:
+        return refused
     named, _ = REQUESTS[request.verb]
     return Ask(
         request=request.verb,
@@ -53,6 +53,16 @@ def judge_ask(
         check=request.has("check"),
         all=is_admin(rules.role, policy.features),
     )
+
+
+def refused_by_policy(request: Request, policy: AioPolicy) -> Refused | None:
+    """The refusal of an action or a target that the client may not name."""
+    if request.verb in ANSWERED_HERE:
+        return None
+    reason = policy.refusal(request.verb, request.name)
+    if reason is None:
+        return None
+    return Refused(reason=reason, hint=_allowed(request, policy), rule=_rule(request))
 
 
 def is_stream(ask: Ask) -> bool:

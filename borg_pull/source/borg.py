@@ -88,6 +88,9 @@ def command(
     )
 
 
+WITHOUT_CAPABILITY = ("break-lock", "change-passphrase")
+"""Verbs that read nothing of this host but the client's own state."""
+
 _WORDS = {"restore": ("extract",), "change-passphrase": ("key", "change-passphrase")}
 
 

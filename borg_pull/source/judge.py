@@ -138,8 +138,15 @@ def judge(
         nonce=request.value("socket"),
         json=request.has("json"),
         log_json=request.has("log-json"),
-        rule=f"allow[{rules.allow.index(request.verb)}]" if request.verb in rules.allow else "role",
+        rule=_allowing_rule(request.verb, rules),
     )
+
+
+def _allowing_rule(verb: str, rules: ClientRules) -> str:
+    needs = NEEDS[verb]
+    if needs.listed == "allow":
+        return f"allow[{rules.allow.index(verb)}]"
+    return ", ".join(["role", *(f"features.{switch}" for switch in needs.switches)])
 
 
 def _members(request: Request) -> tuple[str, ...]:

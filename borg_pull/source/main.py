@@ -449,7 +449,7 @@ def _confinement(allowed: Allowed, settings: Settings) -> confine.Confinement:
             "a passphrase is not changed where the kernel does not keep runs of borg apart",
             "it takes Landlock, and confine.landlock other than off",
         )
-    if allowed.staging is not None or allowed.verb in ("break-lock", "change-passphrase"):
+    if allowed.staging is not None or allowed.verb in borg.WITHOUT_CAPABILITY:
         return confinement.without_capability()
     return confinement
 
