@@ -71,7 +71,7 @@ def is_same(one: TargetKeys, other: TargetKeys) -> bool:
 def shown(target: TargetKeys) -> str | None:
     """The target for people, without what could be a credential; None when there is none."""
     text = target.get(REMOTE_REPOSITORY) or target.get(HOST_LOCATION)
-    return masked(text) if isinstance(text, str) else None
+    return masked(text) if isinstance(text, str) and text else None
 
 
 class AioConfiguration:

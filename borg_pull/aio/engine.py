@@ -175,10 +175,7 @@ class Engine:
         except docker.errors.APIError as error:
             status = error.response.status_code if error.response is not None else None
             if status == _FORBIDDEN:
-                raise EngineError(
-                    f"engine: whatever stands before {self.address} does not permit to {what}",
-                    "have the proxy permit list, inspect, logs and exec",
-                ) from error
+                raise self._forbidden(what) from error
             raise EngineError(f"engine: cannot {what}: {error.explanation or error}") from error
         except (docker.errors.DockerException, requests.RequestException, OSError) as error:
             self._client = None
@@ -187,6 +184,12 @@ class Engine:
                 "is the engine running, and engine or DOCKER_HOST its address?",
             ) from error
 
+    def _forbidden(self, what: str) -> EngineError:
+        return EngineError(
+            f"engine: whatever stands before {self.address} does not permit to {what}",
+            "have the proxy permit list, inspect, logs and exec",
+        )
+
     def _connected(self) -> Any:
         if self._client is None:
             settings = {**kwargs_from_env(), "base_url": self.address, "timeout": SECONDS}
@@ -194,6 +197,8 @@ class Engine:
             # A proxy may permit neither /version nor /_ping. Every answer has the newest version
             # that the engine speaks, and a path without one is served by it.
             answer = client.get(f"{client.base_url}/containers/json?limit=1", timeout=SECONDS)
+            if answer.status_code == _FORBIDDEN:
+                raise self._forbidden("list containers")
             offered = answer.headers.get("Api-Version", DEFAULT_DOCKER_API_VERSION)
             if version_lt(offered, DEFAULT_DOCKER_API_VERSION):
                 client = _client(settings, offered)

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import tarfile
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -14,6 +15,7 @@ from tests.harness.wait import until
 from tests.harness.workplace import Workplace
 
 DOCKERD = "/usr/sbin/dockerd"
+CONTAINERD = "/usr/bin/containerd"
 BUSYBOX = "/bin/busybox"
 IMAGE = "stand-in"
 
@@ -27,6 +29,8 @@ class Daemon:
         self.socket = self.place / "api.sock"
         self.address = f"unix://{self.socket}"
         self._log = (self.place / "log").open("ab")
+        self._containerd_socket = self.place / "containerd.sock"
+        self._containerd = self._start_containerd()
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
         self.client = docker.APIClient(base_url=self.address, version="1.41")
@@ -34,20 +38,33 @@ class Daemon:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        self._process = subprocess.Popen(
-            [
-                *("setpriv", "--pdeathsig", "KILL"),
-                *(DOCKERD, "--iptables=false", "--bridge=none", "--live-restore"),
-                *("--data-root", self.place / "data", "--exec-root", self.place / "exec"),
-                *("--pidfile", self.place / "pid", "--host", self.address),
-                *("--shutdown-timeout", "1", "--containerd-namespace", "aio-tests"),
-            ],
+        self._process = self._started(
+            *(DOCKERD, "--iptables=false", "--bridge=none", "--live-restore"),
+            *("--data-root", self.place / "data", "--exec-root", self.place / "exec"),
+            *("--pidfile", self.place / "pid", "--host", self.address),
+            *("--containerd", self._containerd_socket, "--shutdown-timeout", "1"),
+        )
+        until(self._answers, seconds=30, what=f"the engine; see {self.place}/log")
+
+    def _start_containerd(self) -> subprocess.Popen[bytes]:
+        """Apart from dockerd, so that the latter can be killed and its containers live on."""
+        config = self.place / "containerd.toml"
+        config.write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+        process = self._started(
+            *(CONTAINERD, "--config", config, "--address", self._containerd_socket),
+            *("--root", self.place / "containerd", "--state", self.place / "state"),
+        )
+        until(self._containerd_socket.exists, seconds=30, what="containerd")
+        return process
+
+    def _started(self, *command: str | Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *command],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        until(self._answers, seconds=30, what=f"the engine; see {self.place}/log")
 
     def _answers(self) -> bool:
         assert self._process is not None
@@ -84,6 +101,8 @@ class Daemon:
         assert self._process is not None
         self._process.terminate()
         self._process.wait(timeout=30)
+        self._containerd.terminate()
+        self._containerd.wait(timeout=30)
         self._log.close()
 
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,7 +17,10 @@ from borg_pull.aio.jobs import Jobs
 from borg_pull.aio.journal import prepare
 from borg_pull.aio_policy import AioSettings, Target
 from borg_pull.audit import new_session
-from tests.aio.stand_in_aio import BACKUP, MASTER, StandIn
+from tests.aio.proxy import EXEC, INSPECT, LIST, LOGS, Proxy
+from tests.aio.stand_in_aio import BACKUP, MASTER, WWW_DATA, StandIn
+from tests.harness.disk import Disk
+from tests.harness.wait import until
 
 QUICK = Pace(poll=0.05, look=0.2, reach=2.0)
 
@@ -33,6 +42,8 @@ class Bench:
 
     def run(self, **changed: Any) -> Outcome:
         limit = changed.pop("health_timeout", 5)
+        engine = changed.pop("engine", self.aio.daemon.address)
+        configuration = changed.pop("configuration", self.aio.configuration)
         plan: dict[str, Any] = {
             "kind": "backup",
             "target": None,
@@ -48,9 +59,9 @@ class Bench:
             borgbackup_container=BACKUP,
             watchtower_container="nextcloud-aio-watchtower",
             apache_container="nextcloud-aio-apache",
-            configuration_file=str(self.aio.configuration),
+            configuration_file=str(configuration),
             database_dump_dir=str(self.aio.root / "dump"),
-            engine=self.aio.daemon.address,
+            engine=engine,
             socket="/nowhere",
             state_dir=str(self.state),
             health_timeout=limit,
@@ -68,6 +79,34 @@ class Bench:
         )
         return flow.run()
 
+    @contextmanager
+    def running(self, **changed: Any) -> Iterator[Callable[[], Outcome]]:
+        """A run in the background; what is handed out waits for its outcome."""
+        outcomes: list[Outcome] = []
+        thread = threading.Thread(target=lambda: outcomes.append(self.run(**changed)))
+        thread.start()
+
+        def end() -> Outcome:
+            thread.join(60)
+            return outcomes[0]
+
+        try:
+            yield end
+        finally:
+            for knob in self.aio.knobs.iterdir():
+                knob.unlink()
+            thread.join(60)
+
+    def wait_for_output(self, text: str) -> None:
+        until(
+            lambda: (
+                self.jobs.head(self.job) is not None
+                and any(text in event["line"] for event in self.events("output"))
+            ),
+            seconds=20,
+            what=text,
+        )
+
     def events(self, kind: str) -> list[dict[str, Any]]:
         found = self.jobs.events(self.job, 1, follow=None)
         return [event for event in found if event["event"] == kind]
@@ -80,6 +119,10 @@ class Bench:
         return [event["line"] for event in self.events("output") if event["origin"] == origin]
 
 
+def as_aio_writes(text: bytes) -> bytes:
+    return json.dumps(json.loads(text), indent=4).encode()
+
+
 @pytest.fixture
 def bench(aio: StandIn) -> Bench:
     return Bench(aio)
@@ -89,9 +132,394 @@ def test_backup(bench: Bench) -> None:
     outcome = bench.run()
     assert (outcome.result, outcome.exit, outcome.error) == ("success", 0, None)
     assert len(bench.aio.archives("first")) == 1
+    # No argument: with "stop" it would only have stopped everything.
     assert bench.aio.calls() == ["0 |10|110"]
     assert bench.states() == [
         "preflight", "switch-target", "run", "watch", "verdict", "health", "done",
     ]  # fmt: skip
     assert "making the backup" in bench.output("daily-backup.sh")
     assert any(line.startswith("Backup finished") for line in bench.output(BACKUP))
+    told = {event["name"] for event in bench.events("container")}
+    assert {MASTER, BACKUP, "nextcloud-aio-apache"} <= told
+
+
+def test_not_set_up(bench: Bench) -> None:
+    """AIO's script would end with 0 and have done nothing."""
+    bench.aio.change(wasStartButtonClicked=False)
+    outcome = bench.run()
+    assert (outcome.result, outcome.exit) == ("fail", 2)
+    assert "not set up" in str(outcome.error)
+    assert bench.aio.calls() == []
+
+
+def test_no_target(bench: Bench) -> None:
+    bench.aio.change(borg_backup_host_location="")
+    outcome = bench.run()
+    assert (outcome.result, outcome.error) == ("fail", "AIO has no backup target")
+
+
+def test_mastercontainer_stopped(bench: Bench) -> None:
+    bench.aio.daemon.client.stop(MASTER, timeout=0)
+    outcome = bench.run()
+    assert (outcome.result, outcome.error) == ("fail", f"the container {MASTER} does not run")
+
+
+@pytest.mark.parametrize(
+    ("mode", "what"), [("restore", "a restore"), ("backup", "a backup or check")]
+)
+def test_backup_container_runs_already(bench: Bench, mode: str, what: str) -> None:
+    bench.aio.change(**{"backup-mode": mode})
+    bench.aio.container(BACKUP, ["sleep", "86400"])
+    outcome = bench.run(target=bench.target("second"), restore_after=True)
+    assert (outcome.result, outcome.exit) == ("fail", 75)
+    assert outcome.error == f"AIO runs {what} of its own"
+    assert bench.aio.daemon.client.inspect_container(BACKUP)["State"]["Running"]
+    assert bench.aio.calls() == []
+
+
+def test_script_runs_already(bench: Bench) -> None:
+    bench.aio.turn("apache-down")
+    client = bench.aio.daemon.client
+    program = client.exec_create(MASTER, ["/daily-backup.sh"], environment=["DAILY_BACKUP=1"])
+    client.exec_start(program["Id"], detach=True)
+    until(bench.aio.calls, seconds=10, what="AIO's own run")
+    outcome = bench.run()
+    assert (outcome.exit, outcome.error) == (75, "AIO's daily backup runs already")
+    assert len(bench.aio.calls()) == 1
+
+
+def test_exit_0_with_failed_backup(bench: Bench) -> None:
+    bench.aio.turn("fail")
+    outcome = bench.run()
+    assert (outcome.result, outcome.exit, outcome.exit_code) == ("fail", 2, 0)
+    assert outcome.error == "the backup failed: exit code 1: Backup failed!"
+    assert outcome.evidence["exit_code"] == 1
+
+
+def test_backup_container_never_started(bench: Bench) -> None:
+    bench.aio.turn("never-started")
+    # One of yesterday's must not be taken for tonight's.
+    bench.aio.container(BACKUP, ["sh", "-c", "echo Backup finished successfully on yesterday"])
+    bench.aio.daemon.client.wait(BACKUP, timeout=20)
+    outcome = bench.run()
+    assert (outcome.result, outcome.exit_code) == ("fail", 0)
+    assert outcome.error == "AIO started no backup"
+
+
+def test_success_line_missing(bench: Bench) -> None:
+    bench.aio.turn("mute")
+    outcome = bench.run()
+    assert (outcome.result, outcome.exit) == ("unknown", 2)
+
+
+def test_exit_code_of_the_script_proves_nothing(bench: Bench) -> None:
+    bench.aio.turn("exit", "3")
+    outcome = bench.run()
+    assert (outcome.result, outcome.exit, outcome.exit_code) == ("success", 0, 3)
+
+
+def test_mastercontainer_replaced_by_an_update(bench: Bench) -> None:
+    """The script dies with it, and is run once more with the same settings."""
+    bench.aio.turn("update")
+    outcome = bench.run(automatic_updates=True)
+    assert (outcome.result, outcome.error) == ("success", None)
+    assert bench.aio.calls() == ["0 |10|111"] * 2
+    assert len(bench.aio.archives("first")) == 1
+    assert bench.states().count("run") == 2
+
+
+def test_update_that_replaces_nothing(bench: Bench) -> None:
+    outcome = bench.run(automatic_updates=True)
+    assert outcome.result == "success"
+    assert len(bench.aio.calls()) == 1
+
+
+def test_mastercontainer_dies_without_an_update(bench: Bench) -> None:
+    """The backup it began goes on, and counts; nobody starts Nextcloud again, which is said."""
+    bench.aio.turn("hold")
+    with bench.running(health_timeout=1) as end:
+        bench.wait_for_output("waiting for the backup")
+        bench.aio.daemon.client.remove_container(MASTER, force=True)
+        bench.aio.release("hold")
+        outcome = end()
+    assert (outcome.result, outcome.exit) == ("success", 1)
+    assert "not up and healthy: nextcloud-aio-apache" in str(outcome.error)
+    assert bench.states().count("run") == 1
+
+
+def test_check_is_followed_to_its_end(bench: Bench) -> None:
+    """AIO's script returns while it still runs."""
+    assert bench.run().result == "success"
+    bench.job = new_session()
+    bench.aio.turn("hold")
+    with bench.running(kind="check") as end:
+        bench.wait_for_output("the script ends")
+        assert bench.aio.daemon.client.inspect_container(BACKUP)["State"]["Running"]
+        time.sleep(0.5)
+        assert bench.states()[-1] == "watch"
+        bench.aio.release("hold")
+        outcome = end()
+    assert (outcome.result, outcome.error) == ("success", None)
+
+
+def test_check_that_finds_errors(bench: Bench) -> None:
+    assert bench.run().result == "success"
+    bench.job = new_session()
+    segment = max(
+        (bench.aio.root / "first/borg/data/0").iterdir(), key=lambda path: path.stat().st_size
+    )
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    segment.write_bytes(content)
+    outcome = bench.run(kind="check")
+    assert (outcome.result, outcome.evidence["exit_code"]) == ("fail", 1)
+    assert "errors were found" in str(outcome.error)
+
+
+def test_apache_never_up(bench: Bench) -> None:
+    """AIO's script waits for ever; we do not. The target is put back only when it has ended: until
+    then it would read what is put back."""
+    bench.aio.turn("apache-down")
+    outcome = bench.run(timeout=2, target=bench.target("second"), restore_after=True)
+    assert (outcome.result, outcome.exit, outcome.is_settled) == ("timeout", 2, False)
+    assert "still running, and left alone: AIO's script" in str(outcome.error)
+    assert bench.aio.read()["borg_backup_host_location"] == str(bench.aio.root / "second")
+
+
+def test_deadline_kills_no_backup(bench: Bench) -> None:
+    bench.aio.turn("hold")
+    outcome = bench.run(timeout=3, target=bench.target("second"), restore_after=True)
+    assert (outcome.result, outcome.is_settled, outcome.target_restored) == ("timeout", True, True)
+    assert f"AIO's script, {BACKUP}" in str(outcome.error)
+    bench.aio.release("hold")
+    client = bench.aio.daemon.client
+    assert client.wait(BACKUP, timeout=20)["StatusCode"] == 0
+    # It went where it was to go, although AIO has its own target again.
+    assert len(bench.aio.archives("second")) == 1
+    assert bench.aio.read()["borg_backup_host_location"] == str(bench.aio.root / "first")
+
+
+def test_containers_that_do_not_come_back(bench: Bench) -> None:
+    bench.aio.turn("apache-dies")
+    outcome = bench.run(health_timeout=1)
+    assert (outcome.result, outcome.exit) == ("success", 1)
+    assert outcome.error == "not up and healthy: nextcloud-aio-apache (after 1 s)"
+
+
+def test_lock_files_that_a_crash_left(bench: Bench) -> None:
+    (bench.aio.data / "daily_backup_running").touch()
+    (bench.aio.root / "dump/backup-is-running").touch()
+    outcome = bench.run()
+    assert outcome.result == "success"
+    left = [event["left_behind"] for event in bench.events("state") if "left_behind" in event]
+    assert left == ["daily_backup_running", "backup-is-running"]
+
+
+def test_repository_that_a_script_has_locked(bench: Bench) -> None:
+    (bench.aio.root / "first/borg").mkdir()
+    (bench.aio.root / "first/borg/aio-lockfile").touch()
+    outcome = bench.run()
+    assert outcome.result == "fail"
+    assert "aio-lockfile makes AIO refuse" in str(outcome.error)
+    assert (bench.aio.root / "first/borg/aio-lockfile").exists()
+    assert bench.aio.calls() == []
+
+
+def test_target_of_the_action(bench: Bench) -> None:
+    """Switched for the run, and put back; nothing else in the file is another afterwards."""
+    before, status = bench.aio.configuration.read_bytes(), bench.aio.configuration.stat()
+    bench.aio.turn("hold")
+    with bench.running(target=bench.target("second"), restore_after=True) as end:
+        bench.wait_for_output("waiting for the backup")
+        assert bench.aio.read()["borg_backup_host_location"] == str(bench.aio.root / "second")
+        bench.aio.release("hold")
+        outcome = end()
+    assert (outcome.result, outcome.exit, outcome.target_restored) == ("success", 0, True)
+    assert len(bench.aio.archives("second")) == 1
+    assert bench.aio.archives("first") == []
+    assert bench.aio.configuration.read_bytes() == as_aio_writes(before)
+    now = bench.aio.configuration.stat()
+    assert (now.st_uid, now.st_gid, now.st_mode) == (status.st_uid, status.st_gid, status.st_mode)
+    assert now.st_uid == WWW_DATA
+
+
+def test_target_that_stays(bench: Bench) -> None:
+    outcome = bench.run(target=bench.target("second"))
+    assert (outcome.result, outcome.target_restored) == ("success", None)
+    assert bench.aio.read()["borg_backup_host_location"] == str(bench.aio.root / "second")
+
+
+def test_target_is_put_back_after_a_failure(bench: Bench) -> None:
+    bench.aio.turn("fail")
+    outcome = bench.run(target=bench.target("second"), restore_after=True)
+    assert (outcome.result, outcome.target_restored) == ("fail", True)
+    assert bench.aio.read()["borg_backup_host_location"] == str(bench.aio.root / "first")
+
+
+def test_target_that_aio_refuses(bench: Bench) -> None:
+    """A second repository is not initialised while borg.config is there; nothing is deleted."""
+    (bench.aio.data / "borg.config").touch()
+    outcome = bench.run(target=bench.target("second"), restore_after=True)
+    assert outcome.result == "fail"
+    assert "delete borg.config" in str(outcome.hint)
+    assert (bench.aio.data / "borg.config").exists()
+    assert outcome.target_restored is True
+
+
+def test_other_keys_rewritten_meanwhile(bench: Bench) -> None:
+    bench.aio.turn("hold")
+    with bench.running(target=bench.target("second"), restore_after=True) as end:
+        bench.wait_for_output("waiting for the backup")
+        bench.aio.change(timezone="UTC", added={"by": "AIO"})
+        bench.aio.release("hold")
+        outcome = end()
+    assert (outcome.result, outcome.target_restored) == ("success", True)
+    now = bench.aio.read()
+    assert (now["timezone"], now["added"]) == ("UTC", {"by": "AIO"})
+    assert now["borg_backup_host_location"] == str(bench.aio.root / "first")
+
+
+def test_target_changed_meanwhile(bench: Bench) -> None:
+    """A backup that went elsewhere is no success, and what somebody else has set stays."""
+    third = bench.aio.root / "elsewhere"
+    changed = bench.aio.read() | {"borg_backup_host_location": str(third)}
+    bench.aio.turn("rewritten", json.dumps(changed, indent=4))
+    outcome = bench.run(target=bench.target("second"), restore_after=True)
+    assert (outcome.result, outcome.target_restored) == ("fail", False)
+    assert f"it went to {third}, not to {bench.aio.root}/second" in str(outcome.error)
+    assert "changed by somebody else, and stays" in str(outcome.error)
+    assert bench.aio.read()["borg_backup_host_location"] == str(third)
+
+
+def test_disk_full_while_switching(bench: Bench) -> None:
+    place = bench.aio.root / "small"
+    place.mkdir()
+    disk = Disk(place)
+    try:
+        copy = place / "configuration.json"
+        copy.write_bytes(bench.aio.configuration.read_bytes())
+        disk.fill()
+        before = copy.read_bytes()
+        outcome = bench.run(configuration=copy, target=bench.target("second"), restore_after=True)
+        assert (outcome.result, outcome.exit) == ("fail", 71)
+        assert "No space left on device" in str(outcome.error)
+        assert copy.read_bytes() == before
+        assert sorted(path.name for path in place.iterdir()) == ["ballast", "configuration.json"]
+        assert bench.aio.calls() == []
+        assert outcome.target_restored is True
+    finally:
+        disk.unmount()
+
+
+@contextmanager
+def listening(greeting: bytes) -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            try:
+                while True:
+                    connection, _ = listener.accept()
+                    connection.sendall(greeting)
+                    connection.close()
+            except OSError:
+                return
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_remote_target(bench: Bench) -> None:
+    with listening(b"SSH-2.0-test\r\n") as port:
+        url = f"ssh://borg@127.0.0.1:{port}/far/borg"
+        target = Target(name="far", remote_repo=url, host_location=None)
+        outcome = bench.run(target=target, restore_after=True)
+    assert (outcome.result, outcome.error) == ("success", None)
+    assert len(bench.aio.archives("far")) == 1
+    assert outcome.evidence["target"] == f"ssh://***@127.0.0.1:{port}/far/borg"
+    assert bench.aio.read()["borg_remote_repo"] == ""
+
+
+@pytest.mark.parametrize("greeting", [None, b"HTTP"])
+def test_remote_target_out_of_reach(bench: Bench, greeting: bytes | None) -> None:
+    with listening(greeting or b"") as port:
+        url = f"ssh://borg@127.0.0.1:{port if greeting else 1}/far/borg"
+        target = Target(name="far", remote_repo=url, host_location=None)
+        before = bench.aio.configuration.read_bytes()
+        outcome = bench.run(target=target, restore_after=True)
+    assert (outcome.result, outcome.exit) == ("fail", 2)
+    assert "does not answer" in str(outcome.error) or "no sshd" in str(outcome.error)
+    assert bench.aio.configuration.read_bytes() == before
+    assert bench.aio.calls() == []
+
+
+def test_engine_gone_and_back(bench: Bench) -> None:
+    bench.aio.turn("hold")
+    with bench.running() as end:
+        bench.wait_for_output("waiting for the backup")
+        bench.aio.daemon.kill()
+        until(
+            lambda: any(event["status"] == "gone" for event in bench.events("container")),
+            seconds=10,
+            what="the engine to be missed",
+        )
+        bench.aio.daemon.start()
+        bench.aio.release("hold")
+        outcome = end()
+    assert outcome.result == "success", outcome
+
+
+def test_engine_not_there(bench: Bench) -> None:
+    outcome = bench.run(engine="unix:///nowhere/docker.sock")
+    assert (outcome.result, outcome.exit) == ("fail", 69)
+    assert "unix:///nowhere/docker.sock does not answer: no such file" in str(outcome.error)
+
+
+def test_proxy_that_permits_what_is_needed(bench: Bench) -> None:
+    proxy = Proxy(
+        bench.aio.root / "proxy.sock", bench.aio.daemon.socket, (LIST, INSPECT, LOGS, EXEC)
+    )
+    outcome = bench.run(engine=proxy.address)
+    proxy.close()
+    assert (outcome.result, outcome.error) == ("success", None)
+    assert any(line.startswith("Backup finished") for line in bench.output(BACKUP))
+
+
+@pytest.mark.parametrize(
+    ("permitted", "refused"), [((LIST, INSPECT, LOGS), "exec in"), ((INSPECT, EXEC), "list")]
+)
+def test_proxy_that_refuses(bench: Bench, permitted: tuple[str, ...], refused: str) -> None:
+    proxy = Proxy(bench.aio.root / "proxy.sock", bench.aio.daemon.socket, permitted)
+    outcome = bench.run(engine=proxy.address, target=bench.target("second"), restore_after=True)
+    proxy.close()
+    assert (outcome.result, outcome.exit) == ("fail", 69)
+    assert f"does not permit to {refused}" in str(outcome.error)
+    assert "permit list, inspect, logs and exec" in str(outcome.hint)
+    assert bench.aio.read()["borg_backup_host_location"] == str(bench.aio.root / "first")
+
+
+def test_output_is_told_with_its_origin_and_without_secrets(bench: Bench) -> None:
+    lines = ("the password is of-aio-itself", "ssh://borg:word@host/x", "\x1b[31mred", "x" * 5000)
+    bench.aio.turn("stderr", "\n".join(lines))
+    assert bench.run().result == "success"
+    first, second, third, fourth = bench.output("stderr")
+    assert first == "the password is ***"
+    assert "word" not in second
+    assert third == "\\x1b[31mred"
+    assert fourth == "x" * 2000
+
+
+def test_cancelled_before_anything_happened(bench: Bench) -> None:
+    bench.cancelled = "client luna"
+    outcome = bench.run(target=bench.target("second"), restore_after=True)
+    assert (outcome.result, outcome.error) == ("fail", "cancelled by client luna")
+    assert bench.aio.calls() == []
+
+
+def test_cancelled_while_containers_come_up(bench: Bench) -> None:
+    bench.aio.turn("apache-dies")
+    with bench.running(health_timeout=60) as end:
+        until(lambda: bench.states()[-1:] == ["health"], seconds=20, what="the state health")
+        bench.cancelled = "client luna"
+        outcome = end()
+    assert (outcome.result, outcome.exit) == ("success", 1)
