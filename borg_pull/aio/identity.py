@@ -7,6 +7,7 @@ tells them apart the kernel says: every borg of ours has been denied new privile
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -60,8 +61,9 @@ def _peer_descriptor(connection: socket.socket, pid: int) -> int:
     connected, it is that of the one with its number now."""
     try:
         return connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise NotAllowedError(f"the process {pid} that asks has ended") from error
     try:
         return os.pidfd_open(pid)
     except OSError as error:

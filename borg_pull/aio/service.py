@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     from borg_pull.companion import Ask
 
 MAX_CONNECTIONS = 64
-REQUEST_SECONDS = 10
+REQUEST_SECONDS = 10.0
+REFUSED_SECONDS = 1.0  # that a process has to send what is not answered
 SETTLE_SECONDS = 5
 ANSWER_SECONDS = 60  # that a peer may leave an answer unread
 _FIRST_PASSED = 3  # systemd's SD_LISTEN_FDS_START
@@ -184,9 +185,9 @@ class Service:
     def _serve(self, connection: socket.socket) -> None:
         """Answer one request. In a process of its own, which ends with this."""
         try:
-            identity.check(connection, self._account.uid)
+            self._check_identity(connection)
             answer = _Answer(self._config, connection)
-            code, error, hint = answer.give(parse_request(_line(connection)))
+            code, error, hint = answer.give(parse_request(_line(connection, REQUEST_SECONDS)))
         except BrokenPipeError:
             return
         except BorgPullError as fault:
@@ -202,6 +203,15 @@ class Service:
             code, hint = InternalError.exit_code, "please report it"
         with contextlib.suppress(OSError):
             connection.sendall(end_line(code, error, hint))
+
+    def _check_identity(self, connection: socket.socket) -> None:
+        try:
+            identity.check(connection, self._account.uid)
+        except NotAllowedError:
+            # One that has not written yet would learn of its refusal by a broken pipe alone.
+            with contextlib.suppress(RequestError, OSError):
+                _line(connection, REFUSED_SECONDS)
+            raise
 
 
 def _bound(path: str) -> socket.socket:
@@ -229,15 +239,15 @@ def _bound(path: str) -> socket.socket:
     return listener
 
 
-def _line(connection: socket.socket) -> bytes:
-    deadline = time.monotonic() + REQUEST_SECONDS
+def _line(connection: socket.socket, seconds: float) -> bytes:
+    deadline = time.monotonic() + seconds
     line = b""
     while b"\n" not in line:
         connection.settimeout(max(0.01, deadline - time.monotonic()))
         try:
             received = connection.recv(MAX_REQUEST + 1 - len(line))
         except TimeoutError as error:
-            raise RequestError(f"no request came in {REQUEST_SECONDS} s") from error
+            raise RequestError(f"no request came in {seconds:g} s") from error
         line += received
         if not received or len(line) > MAX_REQUEST:
             break

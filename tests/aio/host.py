@@ -184,6 +184,10 @@ aio_targets = ["second"]
         line = json.dumps(
             {"version": 1, "request": request, "client": client, "session": session, **fields}
         )
+        return self.sending(line, prefix=prefix)
+
+    def sending(self, line: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+        """Any line at all."""
         return subprocess.Popen(
             [
                 *("setpriv", f"--reuid={self.account.uid}", f"--regid={self.account.gid}"),
@@ -215,7 +219,7 @@ aio_targets = ["second"]
         """What has been begun and not finished."""
         try:
             entry: dict[str, Any] = json.loads((self.state / "journal.json").read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return None
         return entry
 

@@ -2,28 +2,348 @@
 
 from __future__ import annotations
 
-from tests.aio.host import Host
+import json
+import os
+import signal
+import subprocess
+from typing import Any
+
+import pytest
+
+from borg_pull.audit import new_session
+from tests.aio.host import Answer, Host
+from tests.aio.stand_in_aio import BACKUP
+from tests.harness.builds import PROJECT, frozen_bundle
+from tests.harness.wait import until
+
+pytestmark = pytest.mark.needs_root
+
+ADMIN = 'role = "admin"'
+SWITCHES = "[features]\nenable_admin = true\nenable_config_write = true"
+
+
+def begin(host: Host, action: str = "nightly") -> str:
+    """Have a run going whose backup does not end before the knob ``hold`` is released; its job."""
+    host.aio.turn("hold")
+    answer = host.ask("run", action=action, detach=True)
+    assert answer.exit == 0, answer.lines
+    job = str(answer.only("job")["job_id"])
+    until(lambda: backup_runs(host), seconds=20, what="the backup container")
+    return job
+
+
+def backup_runs(host: Host) -> bool:
+    found = host.aio.daemon.client.containers(filters={"name": BACKUP})
+    return bool(found)
+
+
+def since(number: int) -> dict[str, Any]:
+    return {"from": number}
+
+
+def result_of(answer: Answer) -> dict[str, Any]:
+    (result,) = answer.events("result")
+    return result
 
 
 def test_run_of_an_action(host: Host) -> None:
     host.start()
-    answer = host.ask("run", action="nightly", detach=False)
+    answer = host.ask("run", action="away", detach=False)
     assert answer.exit == 0, answer.lines
-    job = answer.only("job")["job_id"]
-    (result,) = answer.events("result")
-    assert result["result"] == "success"
-    assert len(host.aio.archives("first")) == 1
+    job = answer.only("job")
+    assert (job["action"], job["target"]) == ("away", f"{host.aio.root}/second")
+    assert [event["number"] for event in answer.lines[1:-1]] == list(
+        range(1, len(answer.lines) - 1)
+    )
+    assert result_of(answer)["result"] == "success"
+    assert result_of(answer)["target_restored"] is True
+    assert len(host.aio.archives("second")) == 1
     (start,), (complete,) = host.records("action_start"), host.records("action_complete")
-    assert start["job"] == complete["job"] == job
-    assert (start["client"], start["key"], start["address"]) == (
-        "luna", "SHA256:of-luna", "192.0.2.7",
-    )  # fmt: skip
+    for record in (start, complete):
+        assert (record["client"], record["key"], record["address"], record["port"]) == (
+            "luna", "SHA256:of-luna", "192.0.2.7", 50_000,
+        )  # fmt: skip
+        assert (record["job"], record["action"]) == (job["job_id"], "away")
+        assert record["target"] == f"{host.aio.root}/second"
+    assert (complete["result"], complete["exit"], complete["exit_code"]) == ("success", 0, 0)
+    assert complete["duration"] > 0
+    assert complete["error"] is None
+    # A log that root made would shut the account out.
     assert host.log.stat().st_uid == host.account.uid
     assert host.journal() is None
 
 
-def test_admin_runs_one_in_the_foreground(host: Host) -> None:
-    done = host.run("run", "nightly")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Backup finished" in done.stdout
-    assert len(host.records("action_complete")) == 1
+def test_plain_backup_and_check_of_a_target(host: Host) -> None:
+    host.start()
+    made = host.ask("aio", target="second", check=False, detach=False)
+    assert made.exit == 0, made.lines
+    checked = host.ask("aio", target="second", check=True, detach=False)
+    assert checked.exit == 0, checked.lines
+    assert host.aio.calls() == ["0 |10|110", "0 |01|010"]
+    assert host.aio.read()["borg_backup_host_location"] == f"{host.aio.root}/first"
+
+
+def test_one_run_at_a_time(host: Host) -> None:
+    host.start()
+    job = begin(host)
+    second = host.ask("run", action="nightly", detach=False)
+    assert (second.exit, second.only("busy")["job_id"]) == (75, job)
+    assert job in second.end["error"]
+    by_admin = host.run("run", "nightly")
+    assert (by_admin.returncode, job in by_admin.stderr) == (75, True)
+    host.aio.release("hold")
+    assert result_of(host.ask("job", job=job, follow=True, **since(1)))["result"] == "success"
+    assert len(host.records("action_start")) == len(host.records("action_complete")) == 1
+
+
+def test_job_outlives_the_connection_and_the_service(host: Host) -> None:
+    """Whoever follows it, from wherever, is told all of it."""
+    host.start()
+    host.aio.turn("hold")
+    watcher = host.asking("run", action="nightly", detach=False)
+    until(lambda: backup_runs(host), seconds=20, what="the backup container")
+    watcher.kill()
+    watcher.communicate()
+    assert host.stop(signal.SIGTERM) == 0
+    assert not host.socket.exists()
+    host.start()
+    (head,) = host.ask("jobs").only("jobs")["jobs"]
+    assert (head["status"], head["state"], head["client"]) == ("running", "watch", "luna")
+    assert host.stop(signal.SIGKILL) == -signal.SIGKILL
+    host.start()
+    follower = host.asking("job", job=head["job_id"], follow=True, **since(3))
+    host.aio.release("hold")
+    out, _ = follower.communicate(timeout=60)
+    answer = Answer([json.loads(line) for line in out.splitlines()])
+    assert answer.lines[1]["number"] == 3
+    assert (result_of(answer)["result"], answer.exit) == ("success", 0)
+    (head,) = host.ask("jobs").only("jobs")["jobs"]
+    assert (head["status"], head["result"], head["exit"]) == ("finished", "success", 0)
+    (record,) = host.records("action_complete")
+    assert record["result"] == "success"
+
+
+def test_cancel(host: Host) -> None:
+    """Not while AIO is at work; while its containers come up again, it ends the waiting."""
+    host.start()
+    job = begin(host)
+    refused = host.ask("cancel", job=job)
+    assert (refused.exit, "in the state watch" in refused.end["error"]) == (75, True)
+    host.aio.turn("apache-dies")
+    host.aio.release("hold")
+    until(
+        lambda: (host.journal() or {}).get("state") == "health", seconds=20, what="the state health"
+    )
+    assert host.ask("cancel", job=job).exit == 0
+    answer = host.ask("job", job=job, follow=True, **since(1))
+    assert (answer.exit, result_of(answer)["result"]) == (1, "success")
+    over = host.ask("cancel", job=job)
+    assert (over.exit, over.end["error"]) == (77, "this job is over")
+
+
+def test_jobs_of_others(host: Host) -> None:
+    host.configure(
+        more='[client.sol]\nactions = ["nightly"]\n[client.root]\nrole = "admin"\n' + SWITCHES
+    )
+    host.start()
+    answer = host.ask("run", action="nightly", detach=False)
+    job = answer.only("job")["job_id"]
+    assert host.ask("jobs", client="sol").only("jobs")["jobs"] == []
+    assert host.ask("job", job=job, client="sol").end["error"] == "no such job"
+    assert host.ask("job", job=job, client="sol", all=True).end["error"] == "no such job"
+    assert host.ask("job", job=new_session()).end["error"] == "no such job"
+    (seen,) = host.ask("jobs", client="root", all=True).only("jobs")["jobs"]
+    assert (seen["job_id"], seen["client"]) == (job, "luna")
+
+
+@pytest.mark.parametrize(
+    ("request_", "fields"),
+    [
+        ("run", {"action": "weekly"}),
+        ("run", {"action": "nightly", "client": "nobody"}),
+        ("aio", {"target": "first"}),
+        ("target-set", {"target": "second"}),
+        ("lockdown-on", {}),
+    ],
+)
+def test_what_the_whitelist_does_not_grant(
+    host: Host, request_: str, fields: dict[str, Any]
+) -> None:
+    """The companion looks for itself, whatever the forced command let through."""
+    before = host.aio.configuration.read_bytes()
+    host.start()
+    answer = host.ask(request_, **fields)
+    assert answer.exit == 77, answer.lines
+    assert host.aio.calls() == []
+    assert host.aio.configuration.read_bytes() == before
+    assert not (host.config.parent / "lockdown").exists()
+
+
+def test_whitelist_is_read_for_each_request(host: Host) -> None:
+    host.start()
+    host.configure(client='role = "read"')
+    assert host.ask("run", action="nightly").exit == 77
+    host.config.write_text("[runtime]\nhome = 1\n")
+    assert host.ask("aio-status").exit == 78
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "no json",
+        '{"version": 2}',
+        "x" * 5000,
+        '{"version":1,"request":"run","client":"luna","session":{},"action":"../x"}',
+    ],
+)
+def test_request_that_does_not_parse(host: Host, line: str) -> None:
+    host.start()
+    out, _ = host.sending(line).communicate(timeout=30)
+    assert json.loads(out)["exit"] == 64
+
+
+def test_no_record_no_run(host: Host) -> None:
+    host.start()
+    host.log.mkdir()
+    answer = host.ask("run", action="away", detach=False)
+    assert (answer.exit, host.aio.calls()) == (73, [])
+    assert host.journal() is None
+    (head,) = host.ask("jobs").only("jobs")["jobs"]
+    assert (head["result"], head["exit"]) == ("fail", 73)
+
+
+def test_target_set_and_show(host: Host) -> None:
+    host.configure(client=ADMIN, more=SWITCHES)
+    host.start()
+    assert host.ask("target-show").only("target")["name"] == "first"
+    answer = host.ask("target-set", target="second")
+    assert (answer.exit, answer.only("target")["name"]) == (0, "second")
+    assert host.aio.read()["borg_backup_host_location"] == f"{host.aio.root}/second"
+    (start,), (complete,) = host.records("action_start"), host.records("action_complete")
+    assert (start["kind"], start["previous"]) == ("target-set", f"{host.aio.root}/first")
+    assert complete["result"] == "success"
+    shown = host.run("target", "show")
+    assert shown.stdout == f"second  {host.aio.root}/second\n"
+    assert host.run("target", "set", "first").returncode == 0
+    assert host.run("target", "set", "third").returncode == 77
+    assert host.aio.read()["borg_backup_host_location"] == f"{host.aio.root}/first"
+
+
+def test_target_is_not_set_during_a_run(host: Host) -> None:
+    host.configure(client=ADMIN, more=SWITCHES)
+    host.start()
+    job = begin(host)
+    assert host.ask("target-set", target="second").exit == 75
+    host.aio.release("hold")
+    host.ask("job", job=job, follow=True, **since(1))
+
+
+def test_lockdown(host: Host) -> None:
+    host.configure(client=ADMIN, more=SWITCHES)
+    host.start()
+    assert host.ask("lockdown-on").only("lockdown")["changed"] is True
+    assert "by: client luna" in (host.config.parent / "lockdown").read_text()
+    assert host.ask("lockdown-off").only("lockdown")["changed"] is True
+    assert [record["client"] for record in host.records()] == ["luna", "luna"]
+    assert not (host.config.parent / "lockdown").exists()
+
+
+def test_status_health_and_metrics(host: Host) -> None:
+    host.start()
+    host.ask("run", action="nightly", detach=False)
+    (host.aio.data / "daily_backup_running").touch()
+    status = host.ask("aio-status").only("aio-status")
+    assert (status["set_up"], status["target_name"], status["running"]) == (True, "first", None)
+    assert status["last_backup"]["verdict"] == "success"
+    assert status["last_job"]["result"] == "success"
+    assert status["lock_files"] == ["daily_backup_running"]
+    assert {one["name"] for one in status["containers"]} >= {BACKUP, "nextcloud-aio-apache"}
+    assert "of-aio-itself" not in json.dumps(status)
+    told = host.run("status")
+    assert "last backup   backup: success" in told.stdout
+    assert host.ask("health").only("health")["healthy"] is True
+    text = host.ask("metrics").only("metrics")["text"]
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, text=True, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 'borg_pull_aio_last_run_success{kind="backup",name="nightly"} 1.0' in text
+    host.aio.daemon.client.stop("nextcloud-aio-apache", timeout=0)
+    answer = host.ask("health")
+    assert (answer.exit, answer.only("health")["amiss"]) == (1, ["nextcloud-aio-apache"])
+
+
+def test_engine_not_there(host: Host) -> None:
+    host.config.write_text(
+        host.config.read_text().replace(host.aio.daemon.address, "unix:///nowhere/api.sock")
+    )
+    host.start()
+    assert host.ask("aio-status").exit == 69
+    assert host.ask("run", action="nightly", detach=False).exit == 69
+    (record,) = host.records("action_complete")
+    assert (record["result"], record["exit"]) == ("fail", 69)
+
+
+def test_engine_of_the_environment(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = host.config.read_text().replace(f'engine = "{host.aio.daemon.address}"', "")
+    host.config.write_text(text)
+    monkeypatch.setenv("DOCKER_HOST", host.aio.daemon.address)
+    assert host.run("status").returncode == 0
+    monkeypatch.setenv("DOCKER_HOST", "ssh://root@far")
+    refused = host.run("status")
+    assert (refused.returncode, "not of a kind that is used" in refused.stderr) == (78, True)
+
+
+def test_check_config(host: Host) -> None:
+    sound = host.run("check-config")
+    assert (sound.returncode, sound.stderr) == (0, "")
+    host.aio.change(wasStartButtonClicked=False)
+    not_yet = host.run("check-config")
+    assert (not_yet.returncode, "not set up yet" in not_yet.stderr) == (78, True)
+    host.configure(actions='[action.bad]\ntype = "x"\ntimeout = 1')
+    wrong = host.run("check-config")
+    assert (wrong.returncode, wrong.stdout) == (78, "")
+    assert "action.bad.timeout" in wrong.stderr
+    assert "action.bad.type" in wrong.stderr
+
+
+def test_another_service_is_not_displaced(host: Host) -> None:
+    host.start()
+    second = host.run("serve")
+    assert (second.returncode, "another companion listens" in second.stderr) == (75, True)
+    assert host.ask("aio-status").exit == 0
+
+
+def test_socket_of_systemd(host: Host) -> None:
+    """Passed as the unit does it; it is not the service's to remove."""
+    host.socket.parent.mkdir()
+    activator = subprocess.Popen(
+        ["/usr/bin/systemd-socket-activate", "--listen", host.socket, *host.command("serve")],
+        cwd=PROJECT,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(host.socket.exists, seconds=10, what="the socket")
+        os.chown(host.socket, 0, host.account.gid)
+        host.socket.chmod(0o660)
+        assert host.ask("aio-status").exit == 0
+        activator.terminate()
+        assert activator.wait(timeout=10) == 0
+        assert host.socket.exists()
+    finally:
+        activator.kill()
+        activator.wait()
+
+
+def test_frozen_companion(aio: Any) -> None:
+    """The same from the bundle: the engine's library, the runs of their own, all of it."""
+    host = Host(aio, frozen_bundle() / "borg-pull-aio")
+    try:
+        host.start()
+        answer = host.ask("run", action="away", detach=False)
+        assert (answer.exit, result_of(answer)["result"]) == (0, "success"), answer.lines
+        assert host.ask("metrics").exit == 0
+        assert host.run("status").returncode == 0
+    finally:
+        host.close()

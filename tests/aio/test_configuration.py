@@ -1,0 +1,164 @@
+"""AIO's configuration file: replaced whole or not at all, and no key but the target's differs."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from borg_pull.aio.configuration import AioConfiguration, Content, keys_of, shown
+from borg_pull.errors import ConfigurationError, SystemRefusedError
+from tests.harness.disk import Disk
+
+FIRST = keys_of(host_location="/backup/first", remote_repo=None)
+SECOND = keys_of(host_location=None, remote_repo="ssh://borg@far:22/aio")
+OTHERS = {"a": [], "b": {}, "c": 1.5, "d": None, "e": "ü/\u2028", "f": True, "g": {"h": [1, "2"]}}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "configuration.json").write_text(json.dumps(OTHERS | FIRST))
+    return tmp_path
+
+
+def the(place: Path) -> AioConfiguration:
+    return AioConfiguration(str(place / "configuration.json"))
+
+
+def test_target_is_replaced(place: Path) -> None:
+    assert the(place).replace_target(FIRST, SECOND)
+    now = json.loads((place / "configuration.json").read_text())
+    assert now == OTHERS | SECOND
+    assert list(now) == list(OTHERS | FIRST)
+    assert the(place).replace_target(SECOND, FIRST)
+    assert the(place).read().values == OTHERS | FIRST
+
+
+def test_key_that_was_not_there_is_not_there_again(place: Path) -> None:
+    path = place / "configuration.json"
+    path.write_text('{"borg_backup_host_location": "/backup/first"}')
+    before = the(place).read().target
+    assert the(place).replace_target(before, SECOND)
+    assert the(place).replace_target(SECOND, before)
+    assert json.loads(path.read_text()) == {"borg_backup_host_location": "/backup/first"}
+
+
+def test_what_somebody_else_has_set_stays(place: Path) -> None:
+    third = keys_of(host_location="/backup/third", remote_repo=None)
+    before = (place / "configuration.json").read_bytes()
+    assert not the(place).replace_target(third, SECOND)
+    assert (place / "configuration.json").read_bytes() == before
+
+
+@pytest.mark.needs_root
+def test_owner_mode_and_attributes_are_kept(place: Path) -> None:
+    path = place / "configuration.json"
+    os.chown(path, 33, 33)
+    path.chmod(0o640)
+    subprocess.run(["setfacl", "-m", "u:1:r", path], check=True)
+    the(place).replace_target(FIRST, SECOND)
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (33, 33, 0o640)
+    listed = subprocess.run(
+        ["getfacl", "-cn", path], check=True, capture_output=True, text=True
+    ).stdout
+    assert "user:1:r--" in listed
+
+
+def test_rewritten_between_reading_and_replacing(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What AIO writes meanwhile is kept, and the target is replaced in that."""
+    path = place / "configuration.json"
+    read = AioConfiguration._read
+    times: list[int] = []
+
+    def read_and_have_it_rewritten(self: AioConfiguration, directory: int) -> Content:
+        content = read(self, directory)
+        if not times:
+            times.append(1)
+            path.write_text(json.dumps(OTHERS | FIRST | {"new": 1}))
+        return content
+
+    monkeypatch.setattr(AioConfiguration, "_read", read_and_have_it_rewritten)
+    assert the(place).replace_target(FIRST, SECOND)
+    assert json.loads(path.read_text()) == OTHERS | SECOND | {"new": 1}
+    assert [entry.name for entry in place.iterdir()] == ["configuration.json"]
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("what", ["blocks", "inodes"])
+def test_full_disk(tmp_path: Path, what: str) -> None:
+    disk = Disk(tmp_path)
+    try:
+        path = tmp_path / "configuration.json"
+        path.write_text(json.dumps(OTHERS | FIRST))
+        disk.fill() if what == "blocks" else disk.take_inodes()
+        before = path.read_bytes()
+        with pytest.raises(SystemRefusedError, match="No space left on device"):
+            the(tmp_path).replace_target(FIRST, SECOND)
+        assert path.read_bytes() == before
+        disk.empty()
+        assert the(tmp_path).replace_target(FIRST, SECOND)
+    finally:
+        disk.unmount()
+
+
+def test_draft_of_one_that_was_killed_is_removed(place: Path) -> None:
+    (place / ".borg-pull-draft-0011223344556677").write_text("half")
+    the(place).replace_target(FIRST, SECOND)
+    assert [entry.name for entry in place.iterdir()] == ["configuration.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "is not JSON"),
+        ("[]", "is not a JSON object"),
+        ("{", "is not JSON"),
+        ('{"a": NaN}', "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        (" " * (5 << 20), "is larger than"),
+    ],
+)
+def test_what_is_no_configuration(place: Path, text: str, fault: str) -> None:
+    (place / "configuration.json").write_text(text)
+    with pytest.raises(ConfigurationError, match=fault):
+        the(place).replace_target(FIRST, SECOND)
+    assert (place / "configuration.json").read_text() == text
+
+
+def _link_to_it(place: Path) -> Path:
+    (place / "elsewhere").mkdir()
+    (place / "configuration.json").rename(place / "elsewhere/configuration.json")
+    (place / "configuration.json").symlink_to("elsewhere/configuration.json")
+    return place
+
+
+def _link_above_it(place: Path) -> Path:
+    (place / "link").symlink_to(".")
+    return place / "link"
+
+
+def _fifo(place: Path) -> Path:
+    (place / "configuration.json").unlink()
+    os.mkfifo(place / "configuration.json")
+    return place
+
+
+@pytest.mark.parametrize("plant", [_link_to_it, _link_above_it, _fifo])
+def test_link_that_the_container_planted(place: Path, plant: Any) -> None:
+    """Its directory belongs to an account inside a container: root follows nothing there."""
+    with pytest.raises(ConfigurationError):
+        the(plant(place)).replace_target(FIRST, SECOND)
+
+
+def test_target_is_shown_without_credentials() -> None:
+    assert shown(SECOND) == "ssh://***@far:22/aio"
+    assert shown(FIRST) == "/backup/first"
+    assert shown({}) is None
