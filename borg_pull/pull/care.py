@@ -24,6 +24,9 @@ from borg_pull.pull.source_repository import is_stored
 NAMED = 5
 """How many missing archives a message names."""
 
+MISSING = "archives on record are missing from the repository"
+"""In every message of that."""
+
 NOTHING_DELETED = "nothing was deleted"
 NOTHING_DONE = "compact nothing"
 NOTHING_FREED = "what was deleted is not freed yet"
@@ -36,8 +39,7 @@ class MissingArchivesError(FailedError):
         names = ", ".join(missing[:NAMED])
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         super().__init__(
-            f"job {job}: {len(missing)} archives on record are missing from the repository: "
-            f"{names}{more}",
+            f"job {job}: {len(missing)} {MISSING}: {names}{more}",
             f"{so_far}; find out who did that, the repository's transactions before it "
             f"can be had back; if it was you, run: borg-pull forget {job}",
         )

@@ -126,9 +126,10 @@ def is_let_in(name: str, source: Source, known_hosts: Path, identity: Path) -> b
         return True
     if "Permission denied" in done.stderr:
         return False
-    last = _last_line(done.stderr, done.returncode)
-    hint = f"run borg-pull trust {name}" if "Host key" in last else None
-    raise FailedError(f"source {name}: {last}", hint)
+    refused = ssh.host_key_fault(name, done.returncode, done.stderr.splitlines())
+    if refused is not None:
+        raise refused
+    raise FailedError(f"source {name}: {_last_line(done.stderr, done.returncode)}")
 
 
 def _public(identity: Path) -> Path:

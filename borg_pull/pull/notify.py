@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Literal
 
 from borg_pull.errors import ConfigurationError, FailedError, printable
+from borg_pull.pull import care, ssh
 from borg_pull.pull.condition import Condition, rfc3339
 from borg_pull.pull.due import is_ahead, next_after
 from borg_pull.pull.ledger import Ledger
 
 PING_SECONDS = 15.0
+
+ALARMS = (ssh.HAS_CHANGED, care.MISSING)
+"""In errors that may be an attacker's doing."""
 
 Told = Literal["fine", "failing", "stale"]
 
@@ -43,12 +47,15 @@ def news(
     """What has to be told now; `settle` notes that it was."""
     messages = []
     for one in found:
-        before, told_at = _remembered(ledger, one.job, now)
+        before, told_at, alarm = _remembered(ledger, one.job, now)
         state = _told(one, ledger, now)
         if state != before:
             kind: Literal["failing", "stale", "recovered"]
             kind = "recovered" if state == "fine" else state
             messages.append(Message(one.job, kind, text(one, state)))
+        elif _alarm(one) not in (None, alarm):
+            # A job that fails already must not hide it.
+            messages.append(Message(one.job, "failing", text(one, state)))
         elif state != "fine" and now - told_at >= repeat_every:
             messages.append(Message(one.job, "reminder", f"still: {text(one, state)}"))
     return messages
@@ -61,8 +68,8 @@ def settle(
     by_job = {message.job for message in told}
     for one in found:
         if one.job in by_job:
-            state = _told(one, ledger, now)
-            ledger.set_state(f"told:{one.job}", json.dumps({"state": state, "at": now.timestamp()}))
+            said = {"state": _told(one, ledger, now), "at": now.timestamp(), "alarm": _alarm(one)}
+            ledger.set_state(f"told:{one.job}", json.dumps(said))
 
 
 def digest_is_due(ledger: Ledger, expression: str, now: datetime) -> bool:
@@ -89,12 +96,22 @@ def text(one: Condition, state: Told) -> str:
     """One line on a job's state."""
     if state == "fine":
         return printable(f"{one.job} is fine again: last backup {_last(one)}")
+    alarm = _alarm(one)
+    if alarm is not None:
+        return printable(f"{one.job} fails: {alarm}; last backup {_last(one)}")
     if state == "stale":
         return printable(f"{one.job} is stale: last backup {_last(one)}")
     error = one.last.error if one.last is not None and one.last.error else None
     if one.failed_care:
         error = one.failed_care[0].error or error
     return printable(f"{one.job} fails: {error or 'no reason known'}; last backup {_last(one)}")
+
+
+def _alarm(one: Condition) -> str | None:
+    """What may be an attacker's doing, in the words on record."""
+    runs = [run for run in (one.last, *one.failed_care) if run is not None]
+    errors = [run.error for run in runs if run.error is not None]
+    return next((error for error in errors if any(word in error for word in ALARMS)), None)
 
 
 def _last(one: Condition) -> str:
@@ -126,17 +143,18 @@ def _first_seen(ledger: Ledger, job: str, now: datetime) -> datetime:
     return seen
 
 
-def _remembered(ledger: Ledger, job: str, now: datetime) -> tuple[Told, datetime]:
+def _remembered(ledger: Ledger, job: str, now: datetime) -> tuple[Told, datetime, str | None]:
+    """What was told last, when, and of which alarm."""
     said = ledger.state(f"told:{job}")
     if said is None:
-        return "fine", now
+        return "fine", now, None
     known = json.loads(said)
     at = datetime.fromtimestamp(known["at"], tz=now.tzinfo)
     if at > now:
         # The clock was set back: from here on the time until a reminder is counted anew.
         at = now
         ledger.set_state(f"told:{job}", json.dumps(known | {"at": now.timestamp()}))
-    return known["state"], at
+    return known["state"], at, known.get("alarm")
 
 
 def urls(file: Path) -> list[str]:

@@ -140,8 +140,10 @@ def attempt(
     )
     session = (run.transcript.result or {}).get("session")
     verdict = outcome.judge(evidence)
+    refused = run.host_key_fault(task.source_name)
+    error = source.with_advice(verdict.error, greeting) if refused is None else refused.line()
     return Attempt(
-        outcome=replace(verdict, error=source.with_advice(verdict.error, greeting)),
+        outcome=replace(verdict, error=error),
         busy=outcome.is_busy(evidence),
         doubtful=outcome.is_doubtful(evidence),
         session=session if isinstance(session, str) else None,
@@ -158,7 +160,7 @@ def attempt(
 
 
 def hello(source_: Source, name: str, known_hosts: Path, stop: Stop | None = None) -> Greeting:
-    """Ask the source who it is. Raises UnreachableError, ConfigurationError.
+    """Ask the source who it is. Raises UnreachableError, HostKeyError, ConfigurationError.
 
     The original tool refuses the word; that, and nothing else, is taken for it: no failure of ssh,
     here or on the way, and none of a command that is not there or was killed.
@@ -179,6 +181,9 @@ def hello(source_: Source, name: str, known_hosts: Path, stop: Stop | None = Non
             return source.greeting(run.answer)
         except ValueError as error:
             raise UnreachableError(f"source {name}: {error}") from error
+    refused = run.host_key_fault(name)
+    if refused is not None:
+        raise refused
     lines = run.transcript.complaints or []
     ours = any(line.startswith("borg-pull-source: ") for line in lines)
     last = lines[-1] if lines else f"exit {run.exit}"
@@ -275,6 +280,12 @@ class Conversation:
     def answer(self) -> bytes:
         """What came on standard output."""
         return bytes(self._stdout)
+
+    def host_key_fault(self, name: str) -> ssh.HostKeyError | None:
+        """What was wrong with the host key of the source ``name``, if that ended it."""
+        if self._serving is not None and self._serving.is_connected:
+            return None
+        return ssh.host_key_fault(name, self.exit, self.transcript.complaints or ())
 
     def pull(self, argv: list[str], secret: bytes | None) -> None:
         """Run ``argv``; ``secret`` is its input's only line. Nothing of it runs on, come what may.

@@ -171,7 +171,7 @@ class SourceRepository(Archives):
         words: Sequence[str],
         on_line: Callable[[bytes], None] | None,
     ) -> tuple[Answer, str | None]:
-        """The answer to one request; with what went wrong, if it is none."""
+        """The answer to one request; with what went wrong, if it is none. Raises HostKeyError."""
         task = self._task
         lines: list[str] = []
         size = 0
@@ -208,6 +208,9 @@ class SourceRepository(Archives):
             return answer, asked.given_up
         if code in (0, 1):
             return answer, None
+        refused = asked.host_key_fault(task.source_name)
+        if refused is not None:
+            raise refused
         result = asked.transcript.result or {}
         said, complaints = result.get("error"), asked.transcript.complaints or []
         last = complaints[-1] if complaints else asked.ssh_said or f"exit {code}"

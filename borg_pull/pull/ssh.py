@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from borg_pull.errors import FailedError
 from borg_pull.pull.config import Source
 
 LOST_KEEP_ALIVES = 3
@@ -16,6 +18,13 @@ CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@opens
 
 CONNECTION_FAILED = 255
 """ssh's own exit code; a forced command of ours never gives it."""
+
+HAS_CHANGED = "HAS CHANGED"
+"""In every message of a host key that is another one than before."""
+
+
+class HostKeyError(FailedError):
+    """ssh has not accepted the source's host key."""
 
 
 @dataclass(frozen=True)
@@ -76,23 +85,52 @@ def command(
 
 
 def remedy(name: str, said: Sequence[str]) -> str:
-    """What to do about an ssh that failed by itself on its way to the source ``name``.
+    """What to do about an ssh that failed by itself on its way to the source ``name``, but for its
+    host key.
 
     ``said`` are its words: those of OpenSSH, of which no other part tells more.
     """
     words = "\n".join(said)
     if not said:
         return f"the command there was killed, or the connection cut; run: borg-pull doctor {name}"
-    if "HOST IDENTIFICATION HAS CHANGED" in words:
-        return (
-            "it shows another host key than the pinned one: its system was installed anew, or "
-            f"somebody is in between; if it is the former, run: borg-pull trust {name}"
-        )
-    if "host key is known for" in words:
-        return f"its host key is not pinned; run: borg-pull trust {name}"
     if "Permission denied" in words:
         return f"it does not let our key in; run: borg-pull doctor {name}"
     return f"nothing there was asked yet; run: borg-pull doctor {name}"
+
+
+def host_key_fault(name: str, code: int | None, said: Sequence[str]) -> HostKeyError | None:
+    """What is wrong with the host key of source ``name``, if an ssh that has ``said`` this and
+    ended with ``code`` did not accept it.
+
+    Its own words tell (its sshconnect.c). A source that has let us in can say the same; then it
+    is a false alarm of its own making, and `borg-pull trust` finds the key that is pinned.
+    """
+    if code != CONNECTION_FAILED or "Host key verification failed." not in said:
+        return None
+    words = "\n".join(said)
+    if "REVOKED HOST KEY" in words:
+        return HostKeyError(
+            f"THE HOST KEY OF SOURCE {name} IS MARKED AS REVOKED in known_hosts: somebody else may "
+            "have it",
+            "nothing was sent; have its admin make a new one, compare that, and then: "
+            f"borg-pull trust {name}",
+        )
+    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in words:
+        shown = re.search("SHA256:[A-Za-z0-9+/]+", words)
+        now = "" if shown is None else f": it shows {shown[0]} now"
+        return HostKeyError(
+            f"THE HOST KEY OF SOURCE {name} {HAS_CHANGED}{now}",
+            "its system was installed anew, or somebody is in between; nothing was sent; compare "
+            f"it with what the source itself says, and only then: borg-pull trust {name}",
+        )
+    if "host key is known for" in words:
+        return HostKeyError(
+            f"source {name} has no host key pinned",
+            f"compare it with what the source itself says, and pin it: borg-pull trust {name}",
+        )
+    return HostKeyError(
+        f"the host key of source {name} was not accepted", f"see borg-pull doctor {name}"
+    )
 
 
 def tied(argv: Sequence[str]) -> list[str]:

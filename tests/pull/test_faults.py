@@ -265,7 +265,7 @@ def test_its_host_key_changed(faulty: Faulty) -> None:
     kind, key, *_ = make_key(faulty.server.directory / "other").split()
     pins.write_text(f"{honest.split()[0]} {kind} {key}\n")
     faulty.run(code=2)
-    faulty.assert_failed("Host key verification failed")
+    faulty.assert_failed("THE HOST KEY OF SOURCE source HAS CHANGED", "borg-pull trust source")
     faulty.assert_nothing_left()
     pins.write_text(honest)
     faulty.assert_next_run_succeeds()

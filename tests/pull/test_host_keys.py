@@ -19,6 +19,7 @@ from borg_pull.pull import host_keys, ssh
 from borg_pull.pull.config import Source
 from borg_pull.pull.host_keys import HostKey
 from borg_pull.pull.places import Places
+from borg_pull.pull.pull import hello
 from tests.harness.builds import frozen_bundle
 from tests.harness.site import Installations
 from tests.harness.sshd import SshServer, make_key
@@ -94,6 +95,48 @@ def test_it_is_pinned_once_confirmed(setup: Setup, server: SshServer) -> None:
     assert setup.known() == server.known_hosts_line
     assert stat.S_IMODE(setup.places.known_hosts.stat().st_mode) == 0o600
     assert setup.is_verified()
+
+
+WHY_NOT = {
+    "not pinned": "source web1 has no host key pinned; compare it with ",
+    "changed": "THE HOST KEY OF SOURCE web1 HAS CHANGED: it shows SHA256:... now; its system was ",
+    "another kind": "THE HOST KEY OF SOURCE web1 HAS CHANGED: it shows SHA256:... now; its ",
+    "revoked": "THE HOST KEY OF SOURCE web1 IS MARKED AS REVOKED in known_hosts: somebody else ",
+}
+
+
+@pytest.mark.parametrize("case", WHY_NOT)
+def test_why_it_is_not_accepted_is_said(setup: Setup, server: SshServer, case: str) -> None:
+    """A changed key reads like no other fault: it may be an attack."""
+    name, kind, blob = server.known_hosts_line.split()
+    other = make_key(setup.path.parent / "other").split()[1]
+    ecdsa = setup.path.parent / "ecdsa"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-f", ecdsa], check=True)
+    of_another_kind = " ".join(ecdsa.with_suffix(".pub").read_text().split()[:2])
+    pins = {
+        "not pinned": "",
+        "changed": f"{name} {kind} {other}\n",
+        "another kind": f"{name} {of_another_kind}\n",
+        "revoked": f"@revoked * {kind} {blob}\n{server.known_hosts_line}",
+    }
+    setup.places.prepare()
+    setup.places.known_hosts.write_text(pins[case])
+    with pytest.raises(ssh.HostKeyError) as told:
+        hello(setup.source, "web1", setup.places.known_hosts)
+    line = told.value.line().replace(fingerprint(server), "SHA256:...")
+    assert line.startswith(WHY_NOT[case])
+    assert line.endswith("borg-pull trust web1")
+    setup.places.known_hosts.write_text(server.known_hosts_line)
+    assert setup.is_verified(), "control: the pinned key is accepted"
+
+
+def test_only_an_ssh_that_failed_tells_of_a_host_key() -> None:
+    """What comes from a source whose key was accepted, such as a file of such a name, is no word
+    of ssh's."""
+    said = ["REMOTE HOST IDENTIFICATION HAS CHANGED", "Host key verification failed."]
+    assert ssh.host_key_fault("web1", 1, said) is None
+    assert ssh.host_key_fault("web1", 255, ["Connection refused"]) is None
+    assert ssh.host_key_fault("web1", 255, said) is not None
 
 
 @pytest.mark.parametrize("typed", ["n\n", "\n"])

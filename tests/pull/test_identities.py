@@ -127,7 +127,7 @@ class TestRotate:
         assert rotation.rotate().exit == 2
         rotation.authorize(rotation.line(".new"))
         answer = rotation.rotate()
-        assert (answer.exit, "run borg-pull trust web1" in answer.stderr) == (2, True)
+        assert (answer.exit, "pin it: borg-pull trust web1" in answer.stderr) == (2, True)
         assert rotation.line() == rotation.old
 
 

@@ -86,6 +86,37 @@ def test_a_change_is_told_once(ledger: Ledger) -> None:
     assert not post.is_bad
 
 
+def test_an_alarm_is_told_though_the_job_fails_already(ledger: Ledger) -> None:
+    """A host key that has changed may be an attack; that sshd was down before must not hide it."""
+    post = Post()
+
+    def fails(error: str, hours: float) -> list[str]:
+        number = ledger.begin("job", "source", "repository", kind="create", log=None)
+        ledger.finish(number, "failure", error=error)
+        found = replace(condition("failing"), last=ledger.get(number))
+        told = notify.tell(
+            [found],
+            ledger,
+            ["service://"],
+            NOW + timedelta(hours=hours),
+            repeat_every=DAY,
+            digest_at=None,
+            send=post,
+        )
+        return [message.text for message in told]
+
+    changed = "THE HOST KEY OF SOURCE source HAS CHANGED: it shows SHA256:AAAA now"
+    assert len(fails("Connection refused", 0)) == 1
+    assert fails("Connection timed out", 1) == [], "control: another reason alone is no news"
+    (told,) = fails(changed, 2)
+    assert told == f"job fails: {changed}; last backup never"
+    assert fails(changed, 3) == [], "once"
+    assert fails(f"{changed}; still", 4) != []
+    (told,) = fails("job job: 3 archives on record are missing from the repository: a", 5)
+    assert "missing" in told
+    assert [one.kind for one in tell(ledger, post, "ok", 6)] == ["recovered"]
+
+
 def test_what_stays_bad_is_told_again(ledger: Ledger) -> None:
     post = Post()
     tell(ledger, post, "stale")

@@ -153,7 +153,7 @@ def test_another_host_key_is_a_failure(server: BackupServer) -> None:
     kind, key, *_ = make_key(server.directory / "other").split()
     pins.write_text(f"{honest.split()[0]} {kind} {key}\n")
     assert server.run() == "failure"
-    assert "host key" in last_error(server).lower()
+    assert "THE HOST KEY OF SOURCE source HAS CHANGED" in last_error(server)
     pins.write_text(honest)
     assert server.run() == "success"
 
