@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 import click
@@ -32,48 +32,121 @@ def print_lines(lines: Iterable[tuple[tuple[str, str], ...]]) -> None:
     put(captured.get())
 
 
-def print_table(headings: Sequence[str], rows: Iterable[tuple[Sequence[str], str]]) -> None:
-    """Print ``rows``, given as (printable cells, style); on a terminal the last column folds."""
-    from rich.cells import cell_len
+def print_table(
+    headings: Sequence[str],
+    rows: Iterable[tuple[Sequence[str], str]],
+    *,
+    expendable: Sequence[str] = (),
+    ends_in_prose: bool = True,
+) -> None:
+    """Print ``rows``, given as (printable cells, style). Nothing is cut, on any terminal.
+
+    Where a terminal has too little room, columns are left out in the order in which ``expendable``
+    has their headings, and that is said; those that stay go on in the next line. The last column,
+    where the rows end in prose, folds, or goes below its row.
+    """
     from rich.console import Console
 
-    styled = [(headings, "bold"), *rows]
-    widths = [
-        max(map(cell_len, column)) for column in zip(*(cells for cells, _ in styled), strict=True)
-    ]
+    table = [(tuple(cells), style) for cells, style in rows]
     console = Console(highlight=False, markup=False, emoji=False)
-    if console.is_terminal and sum(widths) + len(_GAP) * (len(widths) - 1) > console.width:
-        _print_folded(headings, styled[1:])
-        return
-    # What fits needs none of rich's layout, which takes a third of a second for a thousand rows.
-    print_lines(
-        (
-            (
-                _GAP.join(
-                    cell + " " * (width - cell_len(cell))
-                    for cell, width in zip(cells, widths, strict=True)
-                ).rstrip(),
-                style,
-            ),
+    # A pipe has no width.
+    room = console.width if console.is_terminal else sys.maxsize
+    left_out: list[str] = []
+    if _width(headings, table) > room:
+        prose = headings[-1:] if ends_in_prose else []
+        left_out = _left_out(headings, table, room, expendable, prose)
+        kept = [place for place, heading in enumerate(headings) if heading not in left_out]
+        headings = [headings[place] for place in kept]
+        table = [(tuple(cells[place] for place in kept), style) for cells, style in table]
+    widths = _widths(headings, table)
+    if ends_in_prose and _width(headings, table) > room:
+        if room - sum(widths[:-1]) - len(_GAP) * (len(widths) - 1) >= _LEAST_PROSE:
+            _print_folded(headings, table)
+        else:
+            print_lines(_prose_below(headings, table))
+    else:
+        # What fits needs none of rich's layout, which takes a third of a second for a thousand
+        # rows.
+        print_lines(
+            ((_joined(cells, widths), style),) for cells, style in [(headings, "bold"), *table]
         )
-        for cells, style in styled
-    )
+    if left_out:
+        names = ", ".join(left_out)
+        print_lines([((f"(not shown at this width: {names})", "dim"),)])
 
 
 _GAP = "  "
+_LEAST_PROSE = 40
+"""Columns in which prose can still be read; with fewer it goes below its row."""
+
+_Table = list[tuple[tuple[str, ...], str]]
 
 
-def _print_folded(headings: Sequence[str], rows: Iterable[tuple[Sequence[str], str]]) -> None:
+def _widths(headings: Sequence[str], table: _Table) -> list[int]:
+    from rich.cells import cell_len
+
+    cells = [headings, *(cells for cells, _ in table)]
+    return [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+
+
+def _width(headings: Sequence[str], table: _Table) -> int:
+    return sum(_widths(headings, table)) + len(_GAP) * (len(headings) - 1)
+
+
+def _joined(cells: Sequence[str], widths: Sequence[int]) -> str:
+    from rich.cells import cell_len
+
+    padded = (
+        cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)
+    )
+    return _GAP.join(padded).rstrip()
+
+
+def _left_out(
+    headings: Sequence[str],
+    table: _Table,
+    room: int,
+    expendable: Sequence[str],
+    elsewhere: Sequence[str],
+) -> list[str]:
+    """As many of the expendable headings as it takes for the rest, but ``elsewhere``, to fit."""
+    widths = dict(zip(headings, _widths(headings, table), strict=True))
+    for heading in elsewhere:
+        del widths[heading]
+    gone: list[str] = []
+    for heading in expendable:
+        if sum(widths.values()) + len(_GAP) * (len(widths) - 1) <= room:
+            break
+        del widths[heading]
+        gone.append(heading)
+    return gone
+
+
+def _prose_below(headings: Sequence[str], table: _Table) -> Iterator[tuple[tuple[str, str], ...]]:
+    """Each row, then its last cell in a line of its own, which a terminal wraps and can copy."""
+    widths = _widths(headings[:-1], [(cells[:-1], style) for cells, style in table])
+    yield ((_joined(headings[:-1], widths), "bold"),)
+    yield ((f"{_INDENT}{headings[-1]}", "bold"),)
+    for cells, style in table:
+        yield ((_joined(cells[:-1], widths), style),)
+        if cells[-1]:
+            yield ((f"{_INDENT}{cells[-1]}", style),)
+
+
+_INDENT = "    "
+
+
+def _print_folded(headings: Sequence[str], table: _Table) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    folded = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings[:-1]:
-        table.add_column(heading, no_wrap=True)
-    table.add_column(headings[-1], overflow="fold")
-    for cells, style in rows:
-        table.add_row(*(Text(cell, style=style) for cell in cells))
-    put(_text(table))
+        folded.add_column(heading, no_wrap=True)
+    folded.add_column(headings[-1], overflow="fold")
+    for cells, style in table:
+        folded.add_row(*(Text(cell, style=style) for cell in cells))
+    put(_text(folded))
 
 
 def print_line(text: str, style: str) -> None:

@@ -64,7 +64,12 @@ def status(invocation: Invocation, names: tuple[str, ...], *, as_json: bool, tel
         put(_json({"time": rfc3339(now), "jobs": [one.as_json() for one in found]}))
     else:
         headings = ("JOB", "STATE", "LAST BACKUP", "AGE", "SIZE", "TREND", "NEXT", "VERIFIED")
-        print_table(headings, [(_cells(one), _STYLES[one.state]) for one in found])
+        print_table(
+            headings,
+            [(_cells(one), _STYLES[one.state]) for one in found],
+            expendable=("TREND", "NEXT", "SIZE", "AGE"),
+            ends_in_prose=False,
+        )
         for one in found:
             if not one.is_fine:
                 put(f"{why(one)}\n")
@@ -104,7 +109,11 @@ def history(
         put("".join(_json(run_object(run)) for run in runs))
         return 0
     headings = ("RUN", "JOB", "KIND", "STARTED", "TOOK", "OUTCOME", "FILES", "SIZE", "NEW", "ERROR")
-    print_table(headings, [(_run_cells(run), _STYLES.get(run.outcome or "", "")) for run in runs])
+    print_table(
+        headings,
+        [(_run_cells(run), _STYLES.get(run.outcome or "", "")) for run in runs],
+        expendable=("NEW", "FILES", "TOOK", "SIZE"),
+    )
     return 0
 
 
