@@ -22,7 +22,7 @@ ffibuilder.cdef(
     int bp_limit_processes(uint64_t most);
     int bp_end_children(void);
     int bp_vouches_for_owners(int descriptor);
-    int bp_deny_system_calls(void);
+    int bp_deny_system_calls(int unpacks);
 
     #define BP_RESOLVE_NO_SYMLINKS ...
     #define BP_RESOLVE_NO_MAGICLINKS ...
@@ -46,11 +46,13 @@ ffibuilder.set_source(
     #include <signal.h>
     #include <stddef.h>
     #include <stdint.h>
+    #include <string.h>
     #include <sys/auxv.h>
     #include <sys/ioctl.h>
     #include <sys/prctl.h>
     #include <sys/resource.h>
     #include <sys/socket.h>
+    #include <sys/stat.h>
     #include <sys/statvfs.h>
     #include <sys/syscall.h>
     #include <sys/time.h>
@@ -182,6 +184,7 @@ ffibuilder.set_source(
     #define SYS_removexattrat 466
     #endif
 
+    #define BP_COUNT(array) (sizeof (array) / sizeof (array)[0])
     #define BP_LOAD(field) \
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
     /* Both architectures are little-endian: the low half of an argument comes first. */
@@ -206,15 +209,27 @@ ffibuilder.set_source(
        modes, owners and attributes of whatever the account owns, locks on files others need,
        being told of files made elsewhere. And what older Landlocks do not: to truncate files by
        path (before Linux 6.2), to signal other processes (before 6.12). */
-    static int bp_deny_system_calls(void)
+    static int bp_deny_system_calls(int unpacks)
     {
-        static const struct sock_filter filter[] = {
+        static const struct sock_filter known[] = {
             BP_LOAD(arch),
             BP_IF(BP_ARCHITECTURE, 1, 0),
             BP_KILL,
             BP_LOAD(nr),
             BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, BP_HIGHEST_CALL, 0, 1),
             BP_KILL,
+        };
+        /* Of what it could open, and so has been given by Landlock, it may set mode and times:
+           by descriptor, one of O_PATH being none for these. No bit that lends an identity. */
+        static const struct sock_filter unpacking[] = {
+            BP_IF(SYS_fchmod, 0, 4), BP_LOAD(args[1]),
+            BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, S_ISUID | S_ISGID | S_ISVTX, 1, 0),
+            BP_ALLOW, BP_ERROR(0),
+            BP_IF(SYS_utimensat, 0, 6), BP_LOAD(args[1]), BP_IF(0, 0, 3),
+            BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1]) + 4),
+            BP_IF(0, 0, 1), BP_ALLOW, BP_ERROR(EPERM),
+        };
+        static const struct sock_filter denied[] = {
             BP_DENY(open_by_handle_at, EPERM), BP_DENY(name_to_handle_at, EPERM),
             BP_DENY(ptrace, EPERM), BP_DENY(process_vm_readv, EPERM),
             BP_DENY(process_vm_writev, EPERM), BP_DENY(kcmp, EPERM),
@@ -292,8 +307,17 @@ ffibuilder.set_source(
             BP_ERROR(EPERM),
             BP_ALLOW,
         };
-        const struct sock_fprog program = {sizeof filter / sizeof filter[0],
-                                           (struct sock_filter *)filter};
+        struct sock_filter filter[BP_COUNT(known) + BP_COUNT(unpacking) + BP_COUNT(denied)];
+        unsigned short count = 0;
+        memcpy(filter, known, sizeof known);
+        count += BP_COUNT(known);
+        if (unpacks) {
+            memcpy(filter + count, unpacking, sizeof unpacking);
+            count += BP_COUNT(unpacking);
+        }
+        memcpy(filter + count, denied, sizeof denied);
+        count += BP_COUNT(denied);
+        const struct sock_fprog program = {count, filter};
         /* Speculation is left as it is: before Linux 5.16 a filter slowed the whole process. */
         return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW,
                        &program) != 0 ? -errno : 0;

@@ -43,10 +43,11 @@ LIST = _READ_DIR
 READ = _READ_FILE | _READ_DIR
 READ_AND_EXECUTE = READ | _EXECUTE
 READ_AND_WRITE_FILE = _READ_FILE | _WRITE_FILE
-# To list, read, make, write and remove directories, files, links and FIFOs, and move them about:
-# what unpacking takes. Not to execute, nor to make sockets and devices.
+# To make directories, files, links and FIFOs, to read, write and remove them, and move them about:
+# what unpacking takes. Not to execute, nor to make sockets and devices; nor to open a directory,
+# whose mode could then be changed.
 UNPACK = (
-    READ
+    _READ_FILE
     | _WRITE_FILE
     | _TRUNCATE
     | _REFER

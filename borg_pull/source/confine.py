@@ -294,10 +294,17 @@ def _is_empty(descriptor: int, status: os.stat_result) -> bool:
         os.close(reading)
 
 
-def enter(confinement: Confinement, rules: landlock.Ruleset | None, parent: int) -> None:
+def enter(
+    confinement: Confinement,
+    rules: landlock.Ruleset | None,
+    parent: int,
+    *,
+    unpacks: bool = False,
+) -> None:
     """Reduce the calling process, which is about to become borg, to what it may do.
 
-    ``parent`` is the pid the process was forked from. Raises SystemRefusedError.
+    ``parent`` is the pid the process was forked from; ``unpacks`` whether it makes files that
+    have modes and times of their own. Raises SystemRefusedError.
     """
     if confinement.capability:
         capabilities.keep_only_across_exec(capabilities.DAC_READ_SEARCH)
@@ -307,7 +314,7 @@ def enter(confinement: Confinement, rules: landlock.Ruleset | None, parent: int)
     if rules is not None:
         rules.enforce()
     if confinement.seccomp:
-        seccomp.deny_system_calls()
+        seccomp.deny_system_calls(unpacks=unpacks)
     # After the capabilities: the kernel forgets the signal when credentials change.
     process.set_parent_death_signal(SIGKILL)
     if os.getppid() != parent:

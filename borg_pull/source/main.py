@@ -218,6 +218,9 @@ def _run_borg(request: Request, admitted: Admitted) -> int:
     finally:
         # With no end on record, the note stays for the next run to record it.
         state.release(held, ended=is_settled and not trail.is_started)
+        if stage is not None:
+            # The only directories of ours that a borg which unpacks can open, and so change.
+            os.chmod(own, 0o700)
         if stage is not None and stage.remove_if_empty():
             stage = None
     _tell(found, ending, allowed, trail, stage)

@@ -277,7 +277,7 @@ def _become(
         process.close_descriptors([number for number in kept if number is not None])
         for number in (*ENDING, SIGPIPE, SIGXFSZ):
             signal(number, SIG_DFL)
-        confine.enter(confinement, rules, parent)
+        confine.enter(confinement, rules, parent, unpacks=directory is not None)
         os.execve(argv[0], [os.fsencode(word) for word in argv], environment)
     except SystemRefusedError as error:
         os.write(fault_writer, error.line().encode())

@@ -150,10 +150,29 @@ attempt("link elsewhere", lambda: os.link("made", "{outside}/made"))
 attempt("take from elsewhere", lambda: os.rename("{outside}/kept", "kept"))
 attempt("make beside", lambda: open("../made", "w").close())
 attempt("look beside", lambda: os.listdir(".."))
+attempt("mode of what is here", lambda: os.fchmod(os.open("made", os.O_RDWR), 0o640))
+attempt("time of what is here", lambda: os.utime(os.open("made", os.O_RDWR), (1, 1)))
+attempt("identity, in appearance", lambda: os.fchmod(os.open("made", os.O_RDWR), 0o6755))
+attempt("mode of this directory", lambda: os.fchmod(os.open(".", os.O_RDONLY), 0o777))
+attempt("mode elsewhere", lambda: os.fchmod(os.open("{outside}", os.O_RDONLY), 0o777))
+attempt("mode by a bare place", lambda: os.fchmod(os.open("{outside}", os.O_PATH), 0o777))
+attempt("time by a bare place", lambda: os.utime(os.open("{outside}", os.O_PATH), (1, 1)))
+attempt("time by name", lambda: os.utime("{outside}", (1, 1)))
+attempt("mode of the state", lambda: os.fchmod(
+    os.open(os.environ["BORG_BASE_DIR"], os.O_RDONLY), 0o777
+))
 os.chmod("{outside}", 0o777)
 sys.stderr.write(json.dumps(done) + chr(10))
 """
-ALLOWED = {"make here", "make a directory here", "make a link here"}
+ALLOWED = {
+    "make here",
+    "make a directory here",
+    "make a link here",
+    "mode of what is here",
+    "time of what is here",
+    "identity, in appearance",
+    "mode of the state",
+}
 
 
 def test_a_taken_over_borg_is_confined_to_its_directory(site: Site) -> None:
@@ -176,7 +195,11 @@ def test_a_taken_over_borg_is_confined_to_its_directory(site: Site) -> None:
     assert {name for name, came in done.items() if came == "done"} == ALLOWED, done
     assert seen(outside) == before
     (made,) = staging.iterdir()
-    assert (made / "made").exists()
+    status = (made / "made").stat()
+    assert (status.st_mode & 0o7777, status.st_mtime) == (0o640, 1)
+    assert made.stat().st_mode & 0o777 == 0o700
+    (state,) = (site.source.home / "clients/luna").iterdir()
+    assert state.stat().st_mode & 0o777 == 0o700, "it is closed again"
 
 
 def test_without_landlock_nothing_is_restored(site: Site) -> None:

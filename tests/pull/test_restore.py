@@ -24,7 +24,11 @@ __all__ = ["borg_pull", "program"]  # fixtures
 
 def test_files_go_back_to_the_source(server: BackupServer, borg_pull: Command) -> None:
     data = Path(data_of(server))
-    server.site.source.file(data / "deep" / "a b", b"spaced")
+    spaced = server.site.source.file(data / "deep" / "a b", b"spaced", mode=0o664)
+    os.utime(spaced, (1_000_000_000, 1_000_000_000))
+    lending = server.site.source.file(data / "lending", b"#!/bin/sh")
+    lending.chmod(0o4755)  # once it is the account's: chown takes the bit away
+    assert lending.stat().st_mode & 0o7777 == 0o4755
     repository = server.repository(encryption="repokey-blake2")
     rules = {"paths": [str(data)], "passphrase_stdin": True}
     server.site.allow(**rules)
@@ -45,7 +49,14 @@ def test_files_go_back_to_the_source(server: BackupServer, borg_pull: Command) -
     assert (told["items"], told["warnings"]) == (1, [])
     made = Path(told["directory"])
     assert made.parent == staging
-    assert Path(f"{made}{data}/deep/a b").read_bytes() == b"spaced"
+    back = Path(f"{made}{data}/deep/a b")
+    assert back.read_bytes() == b"spaced"
+    assert back.stat().st_mode & 0o7777 == 0o664
+    assert back.stat().st_mtime == 1_000_000_000
+    assert back.stat().st_uid == server.site.account.uid
+    done = borg_pull("restore", "job", "latest", f"{data}/lending", "--json")
+    lent = Path(f"{json.loads(done.stdout)['directory']}{data}/lending")
+    assert lent.stat().st_mode & 0o7777 == 0o600, "no identity is lent"
     assert f"they are in {staging}/luna-" in borg_pull("restore", "job", "latest", "/").stdout
     assert not repository.locked()
     assert borg_pull("restore", "job", "latest", "/no/such", code=1).stderr
