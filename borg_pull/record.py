@@ -16,6 +16,9 @@ else:
         return lambda cls: cls
 
 
+_set = object.__setattr__
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=True)
 class _RecordType(type):
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _RecordType:
@@ -32,12 +35,16 @@ class Record(metaclass=_RecordType):
     if not TYPE_CHECKING:
 
         def __init__(self, **fields: Any) -> None:
-            for name in self.__slots__:
-                if name not in fields:
-                    raise TypeError(f"{type(self).__name__}: field {name} is missing")
-                object.__setattr__(self, name, fields.pop(name))
-            if fields:
-                raise TypeError(f"{type(self).__name__}: no such field: {', '.join(fields)}")
+            names = self.__slots__
+            for name in names:
+                try:
+                    _set(self, name, fields[name])
+                except KeyError:
+                    message = f"{type(self).__name__}: field {name} is missing"
+                    raise TypeError(message) from None
+            if len(fields) > len(names):
+                unknown = ", ".join(name for name in fields if name not in names)
+                raise TypeError(f"{type(self).__name__}: no such field: {unknown}")
 
     def __setattr__(self, name: str, _value: object) -> NoReturn:
         raise AttributeError(f"{type(self).__name__}.{name} is read-only")
