@@ -2,7 +2,9 @@
 
 A borg that has been taken over runs as the account of the forced command, which may connect. What
 tells them apart the kernel says: every borg of ours has been denied new privileges for good
-(no_new_privs, inherited and never taken back), the forced command itself has not.
+(no_new_privs, inherited and never taken back), the forced command itself has not. Nor has sshd's
+process of a session, which connects for a client where ssh -L of a socket is let through: so what
+asks must be the forced command's program, too, which no process can pretend to be.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import errno
 import os
 import select
 import socket
+import sys
 from dataclasses import dataclass
 
 from borg_pull.errors import NotAllowedError
@@ -28,7 +31,7 @@ class Peer:
 
 
 def check(connection: socket.socket, account: int) -> Peer:
-    """The peer, if it may ask: a process of ``account`` that may gain privileges, or root.
+    """The peer, if it may ask: a forced command of ``account`` that is not confined, or root.
 
     Raises NotAllowedError.
     """
@@ -46,6 +49,7 @@ def _check_confinement(connection: socket.socket, pid: int) -> None:
     descriptor = _peer_descriptor(connection, pid)
     try:
         status = _status(pid)
+        program = _identity(f"/proc/{pid}/exe")
         ended, _, _ = select.select([descriptor], [], [], 0)
     finally:
         os.close(descriptor)
@@ -54,6 +58,26 @@ def _check_confinement(connection: socket.socket, pid: int) -> None:
         raise NotAllowedError(f"the process {pid} that asks has ended")
     if status.get("NoNewPrivs") != "0" or status.get("Seccomp") != "0":
         raise NotAllowedError(f"the process {pid} that asks is confined: it is no forced command")
+    if program is None or program != _identity(_forced_command()):
+        raise NotAllowedError(
+            f"the process {pid} that asks is no forced command",
+            "the companion and borg-pull-source must be of one installation",
+        )
+
+
+def _forced_command() -> str:
+    """The program of the forced command: that beside this one, or the interpreter of both."""
+    if getattr(sys, "frozen", False):
+        return os.path.join(os.path.dirname(sys.executable), "borg-pull-source")
+    return sys.executable
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _peer_descriptor(connection: socket.socket, pid: int) -> int:

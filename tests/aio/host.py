@@ -78,6 +78,7 @@ class Host:
         self.socket = self.place / "run/companion.sock"
         self.state = self.place / "state"
         self.log = self.home / "audit.jsonl"
+        self._is_frozen = program is not None
         self._program = (
             [sys.executable, "-m", "borg_pull.aio"] if program is None else [str(program)]
         )
@@ -187,11 +188,13 @@ aio_targets = ["second"]
         return self.sending(line, prefix=prefix)
 
     def sending(self, line: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-        """Any line at all."""
+        """Any line at all. Root sends it where the account's own would have to come from the
+        frozen forced command."""
+        account = (f"--reuid={self.account.uid}", f"--regid={self.account.gid}", "--clear-groups")
         return subprocess.Popen(
             [
-                *("setpriv", f"--reuid={self.account.uid}", f"--regid={self.account.gid}"),
-                *("--clear-groups", *prefix, "/usr/bin/python3", "-c", _ASK),
+                *("setpriv", *(() if self._is_frozen else account), *prefix),
+                *("/usr/bin/python3", "-c", _ASK),
                 *(str(self.socket), line),
             ],
             stdout=subprocess.PIPE,
