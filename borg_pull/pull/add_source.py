@@ -292,7 +292,8 @@ def _repository(answers: Answers) -> None:
 
 def introduction(answers: Answers, line: str) -> str:
     """What to do on the source, with the lines for its whitelist."""
-    table: dict[str, Any] = {"paths": list(answers.paths)}
+    # A disk that is not mounted would be backed up as nothing.
+    table: dict[str, Any] = {"paths": list(answers.paths), "refuse_empty": True}
     if answers.passphrase_file is not None:
         table["passphrase_stdin"] = True
     else:

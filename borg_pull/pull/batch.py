@@ -21,7 +21,7 @@ from borg_pull.errors import BorgPullError, FailedError, InternalError, SystemRe
 from borg_pull.pull import care, hooks
 from borg_pull.pull.config import Config
 from borg_pull.pull.due import next_after
-from borg_pull.pull.ledger import Ledger, Run
+from borg_pull.pull.ledger import HELD, Ledger, Run
 from borg_pull.pull.locks import of_job, of_repository, take
 from borg_pull.pull.log import Log
 from borg_pull.pull.outcome import ORDER, Outcome, Verdict
@@ -79,6 +79,22 @@ class _Done:
         """Whether there is a new archive."""
         result = self.attempt
         return self.error is None and result is not None and result.outcome.verdict != "failure"
+
+    @property
+    def may_prune(self) -> bool:
+        """Whether the new archive can stand for older ones: one that lacks most of the data would
+        be kept in their place."""
+        return self.is_good and self.attempt is not None and not self.attempt.outcome.shrunk
+
+
+@dataclass(frozen=True)
+class _Past:
+    """What a pull must know of those before."""
+
+    earlier: list[Run]
+    """The last that made an archive."""
+    usual_sizes: list[int]
+    """Of the last archives that did not shrink."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +232,9 @@ class Batch:
         self._running.append(one)
         greeting = self._remembered(task)
         earlier = self._ledger.successes(task.name, USUAL_RUNS)
+        usual = self._ledger.usual_sizes(task.name, USUAL_RUNS)
         threading.Thread(
-            target=self._attempt, args=(one, greeting, earlier, locks), name=task.name
+            target=self._attempt, args=(one, greeting, _Past(earlier, usual), locks), name=task.name
         ).start()
         return True
 
@@ -256,7 +273,7 @@ class Batch:
         self._emit(one, {"event": "run_start", "log": str(one.log)})
 
     def _attempt(
-        self, one: _Pending, greeting: Greeting | None, earlier: list[Run], locks: ExitStack
+        self, one: _Pending, greeting: Greeting | None, past: _Past, locks: ExitStack
     ) -> None:
         """In a thread of its own: one attempt, and whatever comes of it as one message."""
         done = _Done(one, locks, greeting, asked_anew=greeting is None)
@@ -266,17 +283,17 @@ class Batch:
                 with _noted(done):
                     if one.attempts == 1:
                         hooks.run(one.task, "before", {"RUN": str(one.run)}, log, self._stop)
-                    self._tend(done, earlier, log)
+                    self._tend(done, past, log)
                 if not done.is_to_be_tried_again:
                     self._run_after(done, log)
         finally:
             self._messages.put(done)
 
-    def _tend(self, done: _Done, earlier: list[Run], log: Log) -> None:
+    def _tend(self, done: _Done, past: _Past, log: Log) -> None:
         """Pull, then what is due of retention and check."""
         one, task = done.pending, done.pending.task
         try:
-            self._pull(done, earlier, log)
+            self._pull(done, past, log)
         finally:
             result = done.attempt
             is_busy = result is not None and result.busy and self._stop.reason is None
@@ -286,10 +303,10 @@ class Batch:
             can_care = result is not None or _reads_itself(task)
             if can_care and not done.is_to_be_tried_again:
                 archives = self._archives(task, done.greeting, log, self._stop)
-                done.care = self._care(one, archives, after_success=done.is_good)
+                done.care = self._care(one, archives, prunes=done.may_prune)
                 done.care += self._look(done)
 
-    def _pull(self, done: _Done, earlier: list[Run], log: Log) -> None:
+    def _pull(self, done: _Done, past: _Past, log: Log) -> None:
         one, task = done.pending, done.pending.task
         done.kept = self._ledger.kept(task.name)
         deadline = one.began + task.job.deadline.total_seconds()
@@ -305,7 +322,8 @@ class Batch:
                     self._places,
                     archives=self._archives(task, greeting, log),
                     passphrase=lambda: self._passphrase(task),
-                    earlier=earlier,
+                    earlier=past.earlier,
+                    usual_sizes=past.usual_sizes,
                     on_record=done.kept.keys(),
                     log=log,
                     emit=lambda event: self._messages.put({"pending": one, **event}),
@@ -373,11 +391,11 @@ class Batch:
                 outcome = replace(result.outcome, verdict="warning", error=fault.line())
                 done.attempt = replace(result, outcome=outcome)
 
-    def _care(self, one: _Pending, archives: Archives, *, after_success: bool) -> list[Verdict]:
+    def _care(self, one: _Pending, archives: Archives, *, prunes: bool) -> list[Verdict]:
         """Prune and check, while the job's locks are held; each is a run of its own on record."""
         task, job = one.task, one.task.job
         verdicts: list[Verdict] = []
-        if after_success and job.retention is not None and self._stop.reason is None:
+        if prunes and job.retention is not None and self._stop.reason is None:
             glob = self._config.archive_glob(task.name)
             verdicts.append(
                 self._cared(one, "prune", lambda: care.prune(task, archives, self._ledger, glob))
@@ -548,6 +566,7 @@ class Batch:
             "new_size": result.new_size,
             "duration": round(time.monotonic() - one.began, 3),
             "error": verdict.error,
+            "shrunk": HELD if verdict.shrunk else None,
         }
         self._record(_End(one.run, verdict.verdict, fields))
         self.verdicts[one.task.name] = verdict.verdict

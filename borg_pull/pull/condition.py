@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from borg_pull.pull.config import Config, Job
 from borg_pull.pull.due import is_ahead, next_due
-from borg_pull.pull.ledger import Ledger, Run
+from borg_pull.pull.ledger import HELD, Ledger, Run
 
 TREND_RUNS = 10
 
@@ -45,9 +45,14 @@ class Condition:
     last_verified: datetime | None
 
     @property
+    def is_shrunk(self) -> bool:
+        """Whether the last archive is much smaller than usual, and nobody has accepted that."""
+        return self.last_success is not None and self.last_success.shrunk == HELD
+
+    @property
     def is_fine(self) -> bool:
         """Whether nobody needs to act."""
-        return self.state in ("ok", "warning")
+        return self.state in ("ok", "warning") and not self.is_shrunk
 
     def as_json(self) -> dict[str, Any]:
         """As ``status --json`` prints it; docs/backup-server.md has the schema."""
@@ -62,6 +67,7 @@ class Condition:
             "last_run": None if last is None else last.id,
             "last_outcome": None if last is None else last.outcome,
             "last_error": None if last is None else last.error,
+            "shrunk": self.is_shrunk,
             "running": None if self.running is None else self.running.id,
             "failed_care": [run.kind for run in self.failed_care],
             "sizes": list(self.sizes),
@@ -155,7 +161,8 @@ def _state(
         return "stale"
     if failed_care or (last is not None and last.outcome not in GOOD):
         return "failing"
-    return "warning" if last_success.outcome == "warning" else "ok"
+    has_warned = last_success.outcome == "warning" and last_success.shrunk in (None, HELD)
+    return "warning" if has_warned else "ok"
 
 
 def start_of(run: Run, now: datetime) -> datetime:

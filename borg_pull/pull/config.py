@@ -257,7 +257,7 @@ class Job(_Table):
         ge=0,
         lt=1,
         description="Warn when an archive is smaller than this part of the median of the last "
-        "ones; 0 never does.",
+        "ones, and prune nothing then; 0 never does.",
     )
     deadline: PositiveDuration = _default("12h", "When a run is ended.")
     retry_window: Duration = _default("60min", "How long a busy source is asked again.")
@@ -283,6 +283,10 @@ class Notify(_Table):
         description="File with one Apprise URL a line. They hold secrets: readable by no others.",
     )
     repeat_every: PositiveDuration = _default("24h", "When to tell again of what still holds.")
+    warnings: bool = Field(
+        default=True,
+        description="Tell of warnings, too, once. That an archive shrank is told without it.",
+    )
     digest: Calendar | None = Field(
         default=None, description="Calendar expression of a summary of all jobs."
     )

@@ -38,6 +38,9 @@ RESERVE_BYTES = 1024 * 1024
 
 Kind = Literal["create", "check", "prune", "compact", "verify", "restore", "lookup"]
 
+HELD = "held"
+"""In the column ``shrunk``."""
+
 # Each entry is one version of the schema; none is ever changed once released.
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -75,6 +78,10 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX run_kept ON run (job, archive_id) WHERE archive_id IS NOT NULL AND gone IS NULL;
     CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE run ADD COLUMN shrunk TEXT;
+    CREATE INDEX run_shrunk ON run (job) WHERE shrunk IS NOT NULL;
+    """,
 )
 
 
@@ -109,6 +116,8 @@ class Run:
     log: str | None
     gone: datetime | None
     """When the archive was deleted on purpose."""
+    shrunk: str | None
+    """``held`` for an archive much smaller than usual, ``accepted`` once a person has said so."""
 
 
 # Said, for SQLite would rather take an index that has failures to step over.
@@ -252,6 +261,28 @@ class Ledger:
             if size is not None:
                 found.setdefault(job, []).append(size)
         return found
+
+    def usual_sizes(self, job: str, limit: int) -> list[int]:
+        """Original sizes of the latest archives of a job that did not shrink, newest first.
+
+        Of those since the last one whose smaller size a person has accepted.
+        """
+        rows = self._rows(
+            f"SELECT original_size FROM run {_GOOD} WHERE job = ?"  # noqa: S608 - fixed text
+            " AND original_size IS NOT NULL AND shrunk IS NOT 'held' AND id >= coalesce("
+            "(SELECT max(id) FROM run WHERE job = ? AND shrunk = 'accepted'), 0) " + _LATEST_GOOD,
+            (job, job, limit),
+        )
+        return [size for (size,) in rows]
+
+    def held(self, job: str) -> Run | None:
+        """The job's last archive, if it shrank and nobody has accepted that."""
+        last = next(iter(self.successes(job, 1)), None)
+        return last if last is not None and last.shrunk == HELD else None
+
+    def accept(self, run: int) -> None:
+        """The archive of that run is smaller on purpose: from it on sizes are usual."""
+        self._write("UPDATE run SET shrunk = 'accepted' WHERE id = ?", (run,))
 
     def kept(self, job: str) -> dict[str, str]:
         """The archives that must be in the repository: id to name."""

@@ -15,6 +15,7 @@ from borg_pull.pull.invocation import config_option
 PROGRAM = "borg-pull"
 
 COMMANDS = {
+    "accept": "repositories:accept",
     "add-source": "add_source:add_source",
     "archives": "repositories:archives",
     "browse": "extract:browse",

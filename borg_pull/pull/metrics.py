@@ -62,6 +62,7 @@ def _jobs(registry: CollectorRegistry, found: Sequence[Condition]) -> None:
     stale = gauge(
         "stale", "Whether the last backup is older than stale_after, or not known to be fresh."
     )
+    shrunk = gauge("shrunk", "Whether the last archive is much smaller than usual.")
     failing = gauge("failing", "Whether the last run, retention or check failed.")
     due = gauge("next_due_timestamp_seconds", "When it is due next.")
     verified = gauge("last_verified_timestamp_seconds", "When a restore was last verified.")
@@ -80,6 +81,7 @@ def _jobs(registry: CollectorRegistry, found: Sequence[Condition]) -> None:
         _set(verified, one.job, None if at is None else at.timestamp())
         running.labels(one.job).set(int(one.running is not None))
         stale.labels(one.job).set(int(one.state in ("stale", "never")))
+        shrunk.labels(one.job).set(int(one.is_shrunk))
         failing.labels(one.job).set(int(one.state == "failing"))
         for name in ENDS:
             holds = one.last is not None and one.last.outcome == name

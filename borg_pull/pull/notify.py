@@ -25,7 +25,8 @@ PING_SECONDS = 15.0
 ALARMS = (ssh.HAS_CHANGED, care.MISSING)
 """In errors that may be an attacker's doing."""
 
-Told = Literal["fine", "failing", "stale"]
+Told = Literal["fine", "warning", "shrunk", "failing", "stale"]
+Kind = Literal["warning", "shrunk", "failing", "stale", "recovered", "reminder"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Message:
     """One thing to tell."""
 
     job: str
-    kind: Literal["failing", "stale", "recovered", "reminder"]
+    kind: Kind
     text: str
 
 
@@ -42,21 +43,31 @@ class NotifyError(FailedError):
 
 
 def news(
-    found: Sequence[Condition], ledger: Ledger, now: datetime, repeat_every: timedelta
+    found: Sequence[Condition],
+    ledger: Ledger,
+    now: datetime,
+    repeat_every: timedelta,
+    *,
+    warnings: bool,
 ) -> list[Message]:
-    """What has to be told now; `settle` notes that it was."""
+    """What has to be told now; `settle` notes that it was.
+
+    Without ``warnings`` those of a job that was fine are not told. One that was not is never told
+    to be fine again while there is a warning.
+    """
     messages = []
     for one in found:
         before, told_at, alarm = _remembered(ledger, one.job, now)
         state = _told(one, ledger, now)
+        if state == "warning" and before == "fine" and not warnings:
+            continue
         if state != before:
-            kind: Literal["failing", "stale", "recovered"]
-            kind = "recovered" if state == "fine" else state
+            kind: Kind = "recovered" if state == "fine" else state
             messages.append(Message(one.job, kind, text(one, state)))
         elif _alarm(one) not in (None, alarm):
             # A job that fails already must not hide it.
             messages.append(Message(one.job, "failing", text(one, state)))
-        elif state != "fine" and now - told_at >= repeat_every:
+        elif state not in ("fine", "warning") and now - told_at >= repeat_every:
             messages.append(Message(one.job, "reminder", f"still: {text(one, state)}"))
     return messages
 
@@ -96,6 +107,9 @@ def text(one: Condition, state: Told) -> str:
     """One line on a job's state."""
     if state == "fine":
         return printable(f"{one.job} is fine again: last backup {_last(one)}")
+    if state in ("warning", "shrunk") and one.last_success is not None:
+        reason = one.last_success.error or "no reason known"
+        return printable(f"{one.job} made a backup, but: {reason}; last backup {_last(one)}")
     alarm = _alarm(one)
     if alarm is not None:
         return printable(f"{one.job} fails: {alarm}; last backup {_last(one)}")
@@ -130,7 +144,9 @@ def _told(one: Condition, ledger: Ledger, now: datetime) -> Told:
         if one.last is not None:
             return "failing"
         return "stale" if now - _first_seen(ledger, one.job, now) > one.stale_after else "fine"
-    return "fine"
+    if one.is_shrunk:
+        return "shrunk"
+    return "warning" if one.state == "warning" else "fine"
 
 
 def _first_seen(ledger: Ledger, job: str, now: datetime) -> datetime:
@@ -218,6 +234,7 @@ def tell(
     now: datetime,
     *,
     repeat_every: timedelta,
+    warnings: bool,
     digest_at: str | None,
     send: Callable[..., None] = deliver,
 ) -> list[Message]:
@@ -225,7 +242,7 @@ def tell(
 
     What cannot be delivered is news again next time. Raises NotifyError, ConfigurationError.
     """
-    messages = news(found, ledger, now, repeat_every)
+    messages = news(found, ledger, now, repeat_every, warnings=warnings)
     if messages:
         bad = any(message.kind != "recovered" for message in messages)
         title = f"borg-pull: {', '.join(sorted({message.job for message in messages}))}"

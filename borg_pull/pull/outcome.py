@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from borg_pull.pull import ssh
+from borg_pull.pull.progress import size
 from borg_pull.pull.source import Transcript
 
 Verdict = Literal["success", "warning", "failure"]
@@ -52,6 +53,8 @@ class Outcome:
     verdict: Verdict
     error: str | None
     borg_code: int | None
+    shrunk: bool = False
+    """Whether the archive is much smaller than usual: a part of the data may be missing."""
 
 
 def judge(evidence: Evidence) -> Outcome:
@@ -61,9 +64,10 @@ def judge(evidence: Evidence) -> Outcome:
     failure = _failure(evidence, result)
     if failure is not None:
         return Outcome("failure", failure, borg_code)
-    warning = _warning(evidence, result)
-    if warning is not None:
-        return Outcome("warning", warning, borg_code)
+    shrunk = _shrunk(evidence)
+    warnings = [one for one in (shrunk, _warning(evidence, result)) if one is not None]
+    if warnings:
+        return Outcome("warning", "; ".join(warnings), borg_code, shrunk=shrunk is not None)
     return Outcome("success", None, borg_code)
 
 
@@ -120,9 +124,13 @@ def _warning(evidence: Evidence, result: dict[str, object]) -> str | None:
     if evidence.ssh_exit != 0:
         said = result.get("error")
         return (said if isinstance(said, str) else None) or _last_words(evidence) or "borg warned"
-    size, usual = evidence.original_size, evidence.usual_size
-    if size is not None and usual and size < usual * evidence.shrink_alarm:
-        return f"the archive shrank to {size} bytes; the last ones held {usual}"
+    return None
+
+
+def _shrunk(evidence: Evidence) -> str | None:
+    now, usual = evidence.original_size, evidence.usual_size
+    if now is not None and usual and now < usual * evidence.shrink_alarm:
+        return f"the archive shrank to {size(now)}; the last ones held {size(usual)}"
     return None
 
 

@@ -43,6 +43,9 @@ _LINE_LIMIT = 256 * 1024
 _SSH_TERM_SECONDS = 5.0
 _PROGRESS_SECONDS = 0.5
 USUAL_RUNS = 5
+_SHRUNK_ADVICE = (
+    "until one is of the usual size nothing is pruned; if it is right: borg-pull accept"
+)
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -92,6 +95,7 @@ def attempt(
     archives: Archives,
     passphrase: Callable[[], bytes | None],
     earlier: Sequence[Run],
+    usual_sizes: Sequence[int],
     on_record: Collection[str],
     log: LogFile,
     emit: Emit,
@@ -100,9 +104,9 @@ def attempt(
 ) -> Attempt:
     """Pull ``task`` once; never raises for what the source or the network does.
 
-    ``earlier`` are the job's last runs that succeeded, newest first, ``on_record`` the ids of all
-    archives it has; ``deadline`` is of time.monotonic(). Raises BorgPullError for what keeps the
-    pull from being tried at all.
+    ``earlier`` are the job's last runs that succeeded, ``usual_sizes`` what its archives hold if
+    all is well, ``on_record`` the ids of all it has; ``deadline`` is of time.monotonic(). Raises
+    BorgPullError for what keeps the pull from being tried at all.
     """
     started = time.monotonic()
     archives.prepare()
@@ -123,7 +127,6 @@ def attempt(
         archives.dismiss()
     archive, statistics_ = look.archive, look.statistics
     original_size = _size(statistics_, "original_size")
-    usual_sizes = [run.original_size for run in earlier if run.original_size is not None]
     evidence = Evidence(
         ssh_exit=run.exit,
         given_up=run.given_up,
@@ -142,6 +145,8 @@ def attempt(
     verdict = outcome.judge(evidence)
     refused = run.host_key_fault(task.source_name)
     error = source.with_advice(verdict.error, greeting) if refused is None else refused.line()
+    if verdict.shrunk:
+        error = f"{error}; {_SHRUNK_ADVICE} {task.name}"
     return Attempt(
         outcome=replace(verdict, error=error),
         busy=outcome.is_busy(evidence),

@@ -1,4 +1,4 @@
-"""``init``, ``archives``, ``prune``, ``check`` and ``forget``: a job's repository, by hand."""
+"""What is done by hand to a job's repository, and what a person says of its archives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 
 import click
 
-from borg_pull.errors import RequestError, printable
+from borg_pull.errors import FailedError, RequestError, printable
 from borg_pull.output import print_error, print_table, put
 from borg_pull.pull import care, secret
 from borg_pull.pull.by_hand import on_record
@@ -120,7 +120,8 @@ def archives(invocation: Invocation, name: str, *, as_json: bool) -> int:
 def prune(invocation: Invocation, name: str, *, dry_run: bool) -> int:
     """Delete the archives of a job that its retention does not keep, and free their space.
 
-    Nothing is deleted when an archive on record is missing from the repository.
+    Nothing is deleted when an archive on record is missing from the repository, or while the last
+    one is much smaller than those before.
     """
     glob = invocation.config.archive_glob(name)
     with (
@@ -130,12 +131,46 @@ def prune(invocation: Invocation, name: str, *, dry_run: bool) -> int:
         if dry_run:
             done = care.prune(job, repository, ledger, glob, dry_run=True)
         else:
+            _refuse_shrunk(ledger, name)
             with _recorded(invocation, ledger, job, "prune"):
                 done = care.prune(job, repository, ledger, glob)
     word = "would delete" if dry_run else "deleted"
     for archive in done.deleted:
         put(f"{word} {printable(archive.name)}\n")
     put(f"{word} {len(done.deleted)} archives, kept {len(done.kept)}\n")
+    return 0
+
+
+def _refuse_shrunk(ledger: Ledger, job: str) -> None:
+    """Raise FailedError while the job's last archive may lack most of the data."""
+    last = ledger.held(job)
+    if last is not None:
+        raise FailedError(
+            f"job {job}: nothing was deleted, for its last archive, {last.archive}, is much "
+            "smaller than those before",
+            f"if that is right: borg-pull accept {job}",
+        )
+
+
+@click.command(short_help="Accept that a backup has become smaller.")
+@click.argument("name", metavar="JOB")
+@configured
+def accept(invocation: Invocation, name: str) -> int:
+    """Take the size of a job's last archive as usual: what is missing was removed on purpose.
+
+    Until then retention deletes nothing, because that archive would be kept in place of whole ones.
+    """
+    config = invocation.config
+    task(config, name)
+    with closing(_ledger(invocation)) as ledger:
+        last = ledger.held(name)
+        if last is None:
+            put("the last archive is not much smaller than those before\n")
+            return 0
+        ledger.accept(last.id)
+        for untold in report(config, ledger):
+            print_error(untold.line(), "yellow")
+    put(f"{printable(last.archive or '-')} is taken as usual\n")
     return 0
 
 

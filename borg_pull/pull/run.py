@@ -153,6 +153,7 @@ def report(config: Config, ledger: Ledger) -> list[BorgPullError]:
                 secret.lines(urls_file),
                 now,
                 repeat_every=config.notify.repeat_every,
+                warnings=config.notify.warnings,
                 digest_at=config.notify.digest,
             ),
         )

@@ -42,7 +42,8 @@ _STYLES = {
 def status(invocation: Invocation, names: tuple[str, ...], *, as_json: bool, tell: bool) -> int:
     """Tell of each job: its last backup, age, outcome, sizes, and when it is due.
 
-    Exit code: 0 when every job has a fresh backup and the last run made one, 1 when not.
+    Exit code: 0 when every job has a fresh backup and the last run made one, 1 when not, or when
+    the last archive is much smaller than those before.
     """
     config = invocation.config
     if names:
@@ -71,7 +72,7 @@ def status(invocation: Invocation, names: tuple[str, ...], *, as_json: bool, tel
             ends_in_prose=False,
         )
         for one in found:
-            if not one.is_fine:
+            if one.state != "ok":
                 put(f"{why(one)}\n")
     if faults:
         raise faults[0]
@@ -162,7 +163,7 @@ def run_object(run: Run) -> dict[str, Any]:
 
 
 def why(one: Condition) -> str:
-    """One line on what is wrong with a job, and where to look."""
+    """One line on what is wrong with a job, or what its last run warned of; and where to look."""
     if one.is_ahead and one.last_success is not None:
         text = (
             f"{one.job}: the last backup is dated {rfc3339(one.last_success.started)}, in the "

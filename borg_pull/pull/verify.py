@@ -277,6 +277,7 @@ class _Asked:
                 archives=self._repository,
                 passphrase=self._repository.passphrase,
                 earlier=(),
+                usual_sizes=(),
                 on_record=(),
                 log=self._log,
                 emit=lambda _event: None,

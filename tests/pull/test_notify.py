@@ -6,7 +6,7 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 from borg_pull.errors import ConfigurationError
 from borg_pull.pull import notify
 from borg_pull.pull.condition import Condition, State
-from borg_pull.pull.ledger import Ledger
+from borg_pull.pull.ledger import HELD, Ledger, Run
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -59,14 +59,21 @@ class Post:
 
 
 def tell(
-    ledger: Ledger, post: Post, state: State, hours: float = 0, **options: Any
+    ledger: Ledger,
+    post: Post,
+    state: State | Condition,
+    hours: float = 0,
+    *,
+    warnings: bool = True,
+    **options: Any,
 ) -> list[notify.Message]:
     return notify.tell(
-        [condition(state)],
+        [state if isinstance(state, Condition) else condition(state)],
         ledger,
         ["service://"],
         NOW + timedelta(hours=hours),
         repeat_every=DAY,
+        warnings=warnings,
         digest_at=None,
         send=post,
         **options,
@@ -94,16 +101,7 @@ def test_an_alarm_is_told_though_the_job_fails_already(ledger: Ledger) -> None:
         number = ledger.begin("job", "source", "repository", kind="create", log=None)
         ledger.finish(number, "failure", error=error)
         found = replace(condition("failing"), last=ledger.get(number))
-        told = notify.tell(
-            [found],
-            ledger,
-            ["service://"],
-            NOW + timedelta(hours=hours),
-            repeat_every=DAY,
-            digest_at=None,
-            send=post,
-        )
-        return [message.text for message in told]
+        return [message.text for message in tell(ledger, post, found, hours)]
 
     changed = "THE HOST KEY OF SOURCE source HAS CHANGED: it shows SHA256:AAAA now"
     assert len(fails("Connection refused", 0)) == 1
@@ -123,6 +121,41 @@ def test_what_stays_bad_is_told_again(ledger: Ledger) -> None:
     assert tell(ledger, post, "stale", 23.9) == []
     assert [one.kind for one in tell(ledger, post, "stale", 24)] == ["reminder"]
     assert tell(ledger, post, "stale", 25) == []
+
+
+def warned(shrunk: str | None = None) -> Condition:
+    values: dict[str, Any] = dict.fromkeys(one.name for one in fields(Run))
+    values |= {"id": 7, "job": "job", "started": NOW, "error": "why", "shrunk": shrunk}
+    run = Run(**values)
+    return replace(condition("warning"), last_success=run, last=run)
+
+
+def test_a_warning_is_told_once_and_nothing_is_fine_before_it_is_gone(ledger: Ledger) -> None:
+    post = Post()
+    tell(ledger, post, "failing")
+    (message,) = tell(ledger, post, warned(), 1)
+    assert message.kind == "warning"
+    assert message.text == "job made a backup, but: why; last backup 2026-11-21T12:00:00Z"
+    assert tell(ledger, post, warned(), 100) == []
+    assert [one.kind for one in tell(ledger, post, "ok", 101)] == ["recovered"]
+
+
+def test_a_shrunken_archive_is_told_as_long_as_it_stands(ledger: Ledger) -> None:
+    post = Post()
+    assert [one.kind for one in tell(ledger, post, warned(), 0)] == ["warning"]
+    shrunk = warned(HELD)
+    assert [one.kind for one in tell(ledger, post, shrunk, 1)] == ["shrunk"]
+    assert [one.kind for one in tell(ledger, post, shrunk, 25)] == ["reminder"]
+    assert [one.kind for one in tell(ledger, post, "ok", 26)] == ["recovered"]
+
+
+def test_warnings_need_not_be_told(ledger: Ledger) -> None:
+    post = Post()
+    assert tell(ledger, post, warned(), warnings=False) == []
+    assert [one.kind for one in tell(ledger, post, warned(HELD), warnings=False)] == ["shrunk"]
+    (message,) = tell(ledger, post, warned(), warnings=False)
+    assert message.kind == "warning", "it is not fine again"
+    assert [one.kind for one in tell(ledger, post, "ok", warnings=False)] == ["recovered"]
 
 
 def test_what_could_not_be_delivered_is_news_again(ledger: Ledger) -> None:
@@ -160,7 +193,13 @@ def test_the_digest_has_the_bad_ones_first(ledger: Ledger) -> None:
     found = [condition("ok", "a"), condition("stale", "z")]
 
     def run(now: datetime) -> None:
-        notify.tell(found, ledger, [], now, repeat_every=DAY, digest_at="06:00 UTC", send=post)
+        notify.tell(
+            *(found, ledger, [], now),
+            repeat_every=DAY,
+            warnings=True,
+            digest_at="06:00 UTC",
+            send=post,
+        )
 
     run(NOW)
     sent = len(post.bodies)
