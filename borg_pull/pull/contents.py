@@ -23,7 +23,7 @@ from borg_pull.errors import (
 )
 from borg_pull.pull.faults import nearest
 from borg_pull.pull.pull import Task
-from borg_pull.pull.repository import Archive, Archives, LocalRepository, is_done
+from borg_pull.pull.repository import Archive, Archives, LocalRepository, ended, is_done
 from borg_pull.values import path_fault
 
 LATEST = "latest"
@@ -142,20 +142,21 @@ def extract(
     process = repository.start(words, stdout=subprocess.DEVNULL, confined_to=directory)
     assert process.stderr is not None
     done, warnings, said = 0, list[str](), ""
-    for line in process.stderr:
-        told = _told(line)
-        if told is None:
-            said = said or line.decode("utf-8", "replace").strip()
-        elif told.get("name") == "borg.output.list":
-            done += 1
-            show(done, count)
-        elif told.get("type") == "log_message":
-            # An exception's first line says it; a traceback follows.
-            text = printable(str(told.get("message", "")).strip().partition("\n")[0][:2000])
-            if told.get("levelname") == "WARNING" and len(warnings) < _WARNINGS_KEPT:
-                warnings.append(text)
-            elif told.get("levelname") in ("ERROR", "CRITICAL"):
-                said = said or text
+    with ended(process):
+        for line in process.stderr:
+            told = _told(line)
+            if told is None:
+                said = said or line.decode("utf-8", "replace").strip()
+            elif told.get("name") == "borg.output.list":
+                done += 1
+                show(done, count)
+            elif told.get("type") == "log_message":
+                # An exception's first line says it; a traceback follows.
+                text = printable(str(told.get("message", "")).strip().partition("\n")[0][:2000])
+                if told.get("levelname") == "WARNING" and len(warnings) < _WARNINGS_KEPT:
+                    warnings.append(text)
+                elif told.get("levelname") in ("ERROR", "CRITICAL"):
+                    said = said or text
     process.stderr.close()
     code = process.wait()
     if not is_done(code):

@@ -20,6 +20,7 @@ from borg_pull.pull.progress import counting, size
 from borg_pull.pull.repositories import local
 from borg_pull.pull.repository import RepositoryError
 from borg_pull.pull.run import task
+from borg_pull.pull.stop import failing_by_signals
 
 FUSE_DEVICE = Path("/dev/fuse")
 FUSE_HINT = "on Debian: apt-get install fuse3 python3-llfuse; or take borg-pull extract"
@@ -60,7 +61,7 @@ def extract(
     patterns = contents.members(paths)
     repository = local(config, job.repository_name)
     found = contents.chosen(repository, config.archive_glob(name), archive)
-    with counting(found.name) as show:
+    with failing_by_signals(), counting(found.name) as show:
         done = contents.extract(
             repository, found.name, patterns, directory.absolute(), dry_run=dry_run, show=show
         )

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -166,12 +167,10 @@ class LocalRepository(Archives):
         with tempfile.TemporaryFile() as said:
             process = self.start(words, stderr=said)
             assert process.stdout is not None
-            try:
+            with ended(process):
                 yield from process.stdout
-            finally:
-                # A reader that has seen enough: borg ends by its next write.
-                process.stdout.close()
-                code = process.wait()
+            process.stdout.close()
+            code = process.wait()
             said.seek(0)
             self.check(words[0], code, said.read().decode("utf-8", "replace"))
 
@@ -303,6 +302,20 @@ def is_done(code: int) -> bool:
     return code in (0, 1) or 100 <= code <= 127
 
 
+@contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Where this is cut short, have borg end in order, and wait for that."""
+    try:
+        yield
+    except BaseException:
+        process.terminate()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+        process.wait()
+        raise
+
+
 def _output(
     process: subprocess.Popen[bytes],
     on_line: Callable[[bytes], None] | None,
@@ -320,24 +333,25 @@ def _output(
         poll.register(descriptor, select.POLLIN)
     if stop is not None:
         poll.register(stop.fileno(), select.POLLIN)
-    while open_streams:
-        for descriptor, _events in poll.poll(_milliseconds(end_at)):
-            if descriptor not in open_streams:
-                poll.unregister(descriptor)
+    with ended(process):
+        while open_streams:
+            for descriptor, _events in poll.poll(_milliseconds(end_at)):
+                if descriptor not in open_streams:
+                    poll.unregister(descriptor)
+                    process.terminate()
+                    continue
+                block = os.read(descriptor, 65536)
+                open_streams[descriptor].extend(block)
+                if not block:
+                    poll.unregister(descriptor)
+                    del open_streams[descriptor]
+                elif on_line is not None and open_streams[descriptor] is stderr:
+                    while (end := stderr.find(b"\n", heard) + 1) > 0:
+                        on_line(bytes(stderr[heard:end]))
+                        heard = end
+            if end_at is not None and time.monotonic() >= end_at:
+                end_at = None
                 process.terminate()
-                continue
-            block = os.read(descriptor, 65536)
-            open_streams[descriptor].extend(block)
-            if not block:
-                poll.unregister(descriptor)
-                del open_streams[descriptor]
-            elif on_line is not None and open_streams[descriptor] is stderr:
-                while (end := stderr.find(b"\n", heard) + 1) > 0:
-                    on_line(bytes(stderr[heard:end]))
-                    heard = end
-        if end_at is not None and time.monotonic() >= end_at:
-            end_at = None
-            process.terminate()
     process.stdout.close()
     process.stderr.close()
     process.wait()

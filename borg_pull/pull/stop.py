@@ -8,6 +8,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+
+from borg_pull.errors import FailedError
 
 _LONGEST_POLL = 3600.0
 """Seconds; poll(2) counts milliseconds in an int, which ends at 24 days."""
@@ -54,6 +57,27 @@ class Stop:
 
 
 @contextmanager
+def failing_by_signals() -> Iterator[None]:
+    """Have signals end what is done within as a failure: all that it has opened is put away.
+
+    Raises FailedError for a signal.
+    """
+    ended = "ended by SIGINT"
+
+    def end(number: int, _frame: object) -> None:
+        nonlocal ended
+        ended = f"ended by {signal.Signals(number).name}"
+        # Which nothing takes for a fault of its own, and passes over.
+        raise KeyboardInterrupt
+
+    try:
+        with _handled(end):
+            yield
+    except KeyboardInterrupt:
+        raise FailedError(ended) from None
+
+
+@contextmanager
 def set_by_signals(stop: Stop, wake: Callable[[], None] | None = None) -> Iterator[None]:
     """Have signals end in order what runs, rather than this process. ``wake`` is called then."""
 
@@ -62,6 +86,13 @@ def set_by_signals(stop: Stop, wake: Callable[[], None] | None = None) -> Iterat
         if wake is not None:
             wake()
 
+    with _handled(end):
+        yield
+
+
+@contextmanager
+def _handled(end: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have ``end`` called by the signals that tell a program to end."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     # nohup(1) wants SIGHUP to stay ignored.
     wanted = [one for one in numbers if signal.getsignal(one) is not signal.SIG_IGN]

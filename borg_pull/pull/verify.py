@@ -17,7 +17,6 @@ import json
 import os
 import random
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,7 +39,7 @@ from borg_pull.pull.repositories import local
 from borg_pull.pull.repository import LocalRepository
 from borg_pull.pull.run import task
 from borg_pull.pull.source import ORIGINAL, Greeting, escaped
-from borg_pull.pull.stop import Stop
+from borg_pull.pull.stop import Stop, failing_by_signals
 from borg_pull.values import MAX_PATHS, path_fault
 
 SAMPLE = 20
@@ -100,7 +99,11 @@ def verify(invocation: Invocation, name: str, *, files: int, as_json: bool) -> i
         last = next(iter(ledger.successes(name, 1)), None)
         if last is None or last.archive is None:
             raise RequestError(f"job {name} has no backup yet", f"run: borg-pull run {name}")
-        with logged(ledger, job, places, "verify") as (run, log), alone(job, places):
+        with (
+            logged(ledger, job, places, "verify") as (run, log),
+            alone(job, places),
+            failing_by_signals(),
+        ):
             found = _verified(job, repository, places, last.archive, files, log)
             ledger.update(run, archive=found.archive, files=found.files, original_size=found.size)
             if found.faults:
@@ -144,7 +147,10 @@ def _verified(
     sample = _sample(contents.items(repository, archive, ()), count)
     if not sample:
         raise FailedError(f"archive {printable(archive)} holds no file that could be sampled")
-    directory = Path(tempfile.mkdtemp(prefix="verify-", dir=places.state_dir))
+    directory = places.state_dir / f"verify-{job.name}"
+    # What a verification that was killed has left: the job's lock is ours.
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
     try:
         found = Verified(archive, len(sample), sum(item.size for item in sample))
         kept = directory / "kept"

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from borg_pull.pull.repository import LocalRepository
-from tests.harness import made_archive
+from tests.harness import builds, made_archive
+from tests.harness.builds import FROZEN_12
+from tests.harness.fixtures import SiteMaker
 from tests.harness.trees import differences
-from tests.pull.conftest import BackupServer
-from tests.pull.test_commands import Command, borg_pull, program
+from tests.harness.wait import until
+from tests.pull.conftest import BackupServer, backup_server
+from tests.pull.test_commands import Command, borg_pull, configuration, program
 from tests.pull.test_run import data_of
 
 __all__ = ["borg_pull", "program"]  # fixtures
@@ -158,3 +163,62 @@ def test_mounting(server: BackupServer, borg_pull: Command) -> None:
     assert (archive / f"{data}/deep/a b"[1:]).read_bytes() == b"spaced"
     borg_pull("umount", str(place))
     assert not list(place.iterdir())
+
+
+HELD = """\
+#!/usr/bin/python3
+# borg itself, which stops at the first file that it unpacks.
+import os, sys, time
+import borg.archive
+from borg.archiver import main
+def held(*arguments, **options):
+    open({begun!r}, "w").write(str(os.getpid()))
+    time.sleep(1000)
+if "extract" in sys.argv:
+    borg.archive.Archive.extract_item = held
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("verb", ["extract", "verify"])
+def test_a_signal_leaves_nothing_of_it(
+    make_site: SiteMaker, tmp_path: Path, verb: str, number: signal.Signals
+) -> None:
+    """borg is waited for, and what a verification has restored does not stay."""
+    with backup_server(make_site(FROZEN_12), tmp_path) as server:
+        data = data_of(server)
+        repository = server.repository()
+        server.job(paths=[data])
+        assert server.run() == "success", server.events
+        begun = repository.path / "begun"
+        held = server.directory / "held"
+        held.write_text(HELD.format(begun=str(begun)))
+        held.chmod(0o755)
+        server.document["repository"]["repository"]["borg"] = str(held)
+        words = [verb, "job"]
+        if verb == "extract":
+            words += ["latest", "/", "--to", str(server.directory / "to")]
+        before = {*server.directory.iterdir()}
+        argv = [
+            str(builds.frozen_bundle() / "borg-pull"),
+            "--config",
+            str(configuration(server)),
+            *words,
+        ]
+        with subprocess.Popen(
+            argv, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as running:
+            until(lambda: begun.exists() and begun.read_text(), seconds=30, what="borg's work")
+            os.killpg(running.pid, number)
+            _, said = running.communicate(timeout=30)
+        assert (running.returncode, said) == (2, f"borg-pull: ended by {number.name}\n")
+        assert not Path("/proc", begun.read_text()).exists(), "it was waited for"
+        assert not repository.locked()
+        assert not (repository.path / "lock.roster").exists()
+        left = {path.name for path in {*server.directory.iterdir()} - before}
+        assert left <= {"to", "pull.toml", "logs", "locks", "keys", "run"}
+        if verb == "verify":
+            (run,) = server.ledger.runs(limit=1)
+            assert (run.kind, run.outcome) == ("verify", "failure")
+            assert run.error == f"ended by {number.name}"
