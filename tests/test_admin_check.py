@@ -172,6 +172,29 @@ def test_warns_of_a_risky_rule(tmp_path: Path, rules: str, code: str, key: str) 
     assert codes(answer).get(code) == f"client.luna.{key}"
 
 
+@pytest.mark.parametrize(
+    ("features", "rules", "code", "key"),
+    [
+        ("", "role = 'admin'", "role", "role"),
+        ("enable_admin = true", "role = 'admin'", "admin", "role"),
+        ("", "role = 'read'\nactions = ['a']", "role", "actions"),
+        ("", "role = 'action'\naio_targets = ['t']", "role", "aio_targets"),
+    ],
+)
+def test_warns_of_a_role(tmp_path: Path, features: str, rules: str, code: str, key: str) -> None:
+    config = write(
+        tmp_path / "config.toml",
+        f"{RUNTIME}[features]\n{features}\n[aio.target.t]\nhost_location = '/b'\n"
+        f"[action.a]\ntype = 'nextcloud_aio_backup'\n[client.luna]\n{rules}\n",
+    )
+    answer = run("check", config, "--json")
+    assert answer.exit == 0
+    found = codes(answer)
+    assert found[code] == f"client.luna.{key}"
+    # Without `backup` there is nothing to miss a path for.
+    assert ("no-path" in found) is ("admin" in rules)
+
+
 def test_a_careful_rule_is_not_warned_of(tmp_path: Path) -> None:
     """The control of the warnings above."""
     (tmp_path / "data").mkdir()

@@ -26,10 +26,11 @@ from borg_pull.configuration_files import client_directory, main_file
 from borg_pull.errors import ConfigurationError, printable
 from borg_pull.output import print_lines, put
 from borg_pull.positions import Positions
+from borg_pull.roles import NEEDS, ROLES, Features, missing
 from borg_pull.schema import Fault, SourceFile
 from borg_pull.source import staging
 from borg_pull.source.installation import program_beside, socket_wrapper
-from borg_pull.source.request import ENCRYPTION_MODES, split
+from borg_pull.source.request import ENCRYPTION_MODES, spelling, split
 from borg_pull.source.whitelist import ClientRules, Settings, examine
 from borg_pull.trust import (
     Trust,
@@ -202,6 +203,8 @@ def check_configuration(config: str, user: str | None) -> Checked:
     clients = examined.clients
     _look_at_rules(notes, config, clients, in_main=len(clients.keys() - found.files.keys()))
     if examined.settings is not None:
+        _look_at_roles(notes, clients, examined.settings.features)
+    if examined.settings is not None:
         files = (main, *found.files.values())
         _look_at_limits(notes, examined.settings.limits.max_sessions, clients)
         _look_at_host(notes, checked.account, examined.settings, files, clients)
@@ -321,6 +324,29 @@ def _look_at_rules(
     for name, rules in clients.items():
         for code, key, message in _risks(rules):
             notes.add(code, key, message, name)
+
+
+def _look_at_roles(notes: _Notes, clients: Mapping[str, ClientRules], features: Features) -> None:
+    """Roles that are more, or less, than they seem."""
+    for name, rules in clients.items():
+        for code, key, message in _role_risks(rules, features):
+            notes.add(code, key, message, name)
+
+
+def _role_risks(rules: ClientRules, features: Features) -> Iterator[tuple[str, str, str]]:
+    if rules.role == "admin":
+        if not features.enable_admin:
+            yield "role", "role", "means no more than backup: features.enable_admin is not true"
+            return
+        may = [verb for verb, needs in NEEDS.items() if needs.switches]
+        granted = [spelling(verb) for verb in may if missing(verb, rules.role, features) is None]
+        yield "admin", "role", f"whoever holds the client's key can {', '.join(granted)}"
+        return
+    rank = ROLES.index(rules.role)
+    for key, least in (("actions", "action"), ("aio_targets", "backup")):
+        if getattr(rules, key) and rank < ROLES.index(least):
+            message = f"mean nothing with the role {rules.role}; they take {least}"
+            yield "role", key, message
 
 
 class _HostView:
@@ -640,7 +666,8 @@ def _risks(rules: ClientRules) -> Iterator[tuple[str, str, str]]:
                 f"{quoted(path)} ends in a slash and is compared verbatim: a request must end "
                 "in one too",
             )
-    if "create" in rules.allow and not rules.paths and not rules.trees:
+    makes_archives = "create" in rules.allow and rules.role in ("backup", "admin")
+    if makes_archives and not rules.paths and not rules.trees:
         yield "no-path", "paths", "there is neither a path nor a tree to create an archive of"
     if "exclude" in rules.flags:
         yield (

@@ -47,8 +47,10 @@ class Report(TypedDict):
     """RFC 3339; null when not locked, or unknown."""
     by: str | None
     reason: str | None
+    client: str | None
+    """Who asked for it over ssh, and may lift it, too; null for this host's admin."""
     fault: str | None
-    """Why the three above are not known although the host is locked."""
+    """Why the four above are not known although the host is locked."""
     changed: bool
     """Whether this command locked the host, or unlocked it."""
     ended: int | None
@@ -58,9 +60,9 @@ class Report(TypedDict):
 
 
 _SCHEMA = """\
---json: an object of type "lockdown", version 1, config, locked, since, by, reason, fault (why
-those three are unknown), changed (whether this command did it), and with --kill ended (a number)
-and left (sessions, as of the command sessions), else null.
+--json: an object of type "lockdown", version 1, config, locked, since, by, reason, client (who
+asked for it over ssh), fault (why those four are unknown), changed (whether this command did it),
+and with --kill ended (a number) and left (sessions, as of the command sessions), else null.
 """
 
 
@@ -191,6 +193,7 @@ def _report(
         since=None if found is None else found.since,
         by=None if found is None else found.by,
         reason=None if found is None else found.reason,
+        client=None if found is None else found.client,
         fault=None if found is None else found.fault,
         changed=changed,
         ended=None if ended is None else ended[0],
@@ -252,7 +255,7 @@ def _lines(report: Report) -> Iterator[tuple[tuple[str, str], ...]]:
         yield ((f"{state} locked down: requests are served", "green"),)
         return
     yield (("locked down: every request is refused", "bold yellow"),)
-    for label in ("since", "by", "reason", "fault"):
+    for label in ("since", "by", "client", "reason", "fault"):
         text = report[label]
         if text is not None:
             yield _labelled(label, printable(text))
