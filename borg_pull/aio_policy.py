@@ -415,7 +415,11 @@ ACTION_KEYS = (
     _boolean_key("start_containers", "Start them afterwards.", default=True),
     _boolean_key("automatic_updates", "Let AIO update itself and its containers.", default=False),
     _number_key(
-        "stop_timeout", 10, 300, 60, "Seconds to wait for containers that are being stopped."
+        "stop_timeout",
+        10,
+        300,
+        60,
+        "Seconds after which a container that AIO is stopping, and that still runs, is told of.",
     ),
     _number_key(
         "timeout",

@@ -4,8 +4,9 @@
 # usage: packaging/install.sh [--prefix /opt/borg-pull]
 #
 # Makes the system account and group borg-pull, the bundle in PREFIX with the one capability, the
-# directories below, and the audit log's rotation. It writes no configuration and leaves sshd's
-# alone, which sshd -t must have passed before a restart reads it: docs/quickstart.md has both.
+# directories below, the audit log's rotation, and the companion's units. It writes no configuration
+# and leaves sshd's alone, which sshd -t must have passed before a restart reads it:
+# docs/quickstart.md has both.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -78,5 +79,12 @@ install -d -o borg-pull -g borg-pull -m 0700 /run/borg-pull
 
 if [ -e "$project/contrib/logrotate.conf" ] && [ -d /etc/logrotate.d ]; then
     install -o root -g root -m 0644 "$project/contrib/logrotate.conf" /etc/logrotate.d/borg-pull
+fi
+# Not enabled: only a host with Nextcloud AIO has a use for them.
+if [ -d /etc/systemd/system ]; then
+    for unit in borg-pull-aio.socket borg-pull-aio.service; do
+        sed "s|/opt/borg-pull/|$prefix/|" "$project/contrib/systemd/$unit" >"$prefix/contrib/$unit"
+        install -o root -g root -m 0644 "$prefix/contrib/$unit" "/etc/systemd/system/$unit"
+    done
 fi
 echo "installed $prefix; docs/quickstart.md has the configuration and sshd's part"

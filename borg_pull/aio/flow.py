@@ -78,7 +78,7 @@ class Plan:
     start_containers: bool
     automatic_updates: bool
     stop_timeout: int
-    """Seconds."""
+    """Seconds after which a container that AIO is stopping is told of."""
     timeout: int
     """Seconds from the start of the script; then we stop waiting."""
 
@@ -163,6 +163,8 @@ class Flow:
         self._deadline = 0.0
         self._known: dict[str, tuple[str, str | None]] = {}
         self._lines: queue.Queue[tuple[str, str] | None] = queue.Queue(1000)
+        self._stopping_since: float | None = None
+        self._slow: set[str] = set()
         self._read_start: tuple[str, float | None] | None = None
         self._log_reader: threading.Thread | None = None
         self._exit_code: int | None = None
@@ -417,6 +419,7 @@ class Flow:
             self._tell_state("engine", "gone", None, error.line())
             return
         self._tell_state("engine", "answers", None, None)
+        self._tell_of_slow_ones(found)
         if found is not None and self._is_ours(found) and found.start != self._read_start:
             self._read_start = found.start
             log = self._engine.follow(found.id, since=self._began)
@@ -433,6 +436,22 @@ class Flow:
         self._known[name] = (status, health)
         if before is not None or (name, status) != ("engine", "answers"):
             self._events.add("container", name=name, status=status, health=health, error=error)
+
+    def _tell_of_slow_ones(self, backup: Container | None) -> None:
+        """Tell which containers AIO does not get stopped, once: its backup waits for them."""
+        running = [name for name in self._expected if self._known[name][0] == "running"]
+        is_stopping = 0 < len(running) < len(self._expected)
+        if not is_stopping or (backup is not None and self._is_ours(backup)):
+            self._stopping_since = None
+            return
+        if self._stopping_since is None:
+            self._stopping_since = time.monotonic()
+        elif time.monotonic() - self._stopping_since > self._plan.stop_timeout:
+            error = f"not stopped after {self._plan.stop_timeout} s"
+            for name in running:
+                if name not in self._slow:
+                    self._slow.add(name)
+                    self._events.add("container", name=name, status="running", error=error)
 
     def _is_ours(self, container: Container) -> bool:
         """Whether the backup container was started since the script was."""

@@ -214,7 +214,8 @@ def _text(event: Mapping[str, Any]) -> str:
         more = [f"{key}: {value}" for key, value in event.items() if key not in _OF_ALL]
         text = " ".join([event["state"], *more])
     elif kind == "container":
-        text = " ".join(filter(None, (event["name"], event["status"], event["health"])))
+        words = (event["name"], event["status"], event.get("health"), event["error"])
+        text = " ".join(filter(None, words))
     else:
         text = event["result"] + ("" if event["error"] is None else f": {event['error']}")
         text += "" if event["hint"] is None else f"; {event['hint']}"

@@ -82,6 +82,8 @@ class Host:
         self._program = (
             [sys.executable, "-m", "borg_pull.aio"] if program is None else [str(program)]
         )
+        self.enter: tuple[str, ...] = ()
+        """What starts the peer where the service runs, if that is elsewhere."""
         self._service: subprocess.Popen[bytes] | None = None
         self.configure()
 
@@ -193,7 +195,7 @@ aio_targets = ["second"]
         account = (f"--reuid={self.account.uid}", f"--regid={self.account.gid}", "--clear-groups")
         return subprocess.Popen(
             [
-                *("setpriv", *(() if self._is_frozen else account), *prefix),
+                *(*self.enter, "setpriv", *(() if self._is_frozen else account), *prefix),
                 *("/usr/bin/python3", "-c", _ASK),
                 *(str(self.socket), line),
             ],

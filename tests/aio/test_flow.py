@@ -523,3 +523,21 @@ def test_cancelled_while_containers_come_up(bench: Bench) -> None:
         bench.cancelled = "client luna"
         outcome = end()
     assert (outcome.result, outcome.exit) == ("success", 1)
+
+
+def test_container_that_does_not_stop_is_told_of(bench: Bench) -> None:
+    bench.aio.turn("apache-down")
+    with bench.running(stop_timeout=1) as end:
+        bench.wait_for_output("waiting for apache")
+        bench.aio.daemon.client.stop("nextcloud-aio-database", timeout=0)
+        until(
+            lambda: any(
+                "not stopped" in str(event["error"]) for event in bench.events("container")
+            ),
+            seconds=10,
+            what="word of those that still run",
+        )
+        bench.aio.release("apache-down")
+        assert end().result == "success"
+    slow = [event["name"] for event in bench.events("container") if event["error"] is not None]
+    assert slow == ["nextcloud-aio-apache", "nextcloud-aio-nextcloud"]

@@ -83,15 +83,19 @@ class Systemd:
 
     def run(self, *argv: str | Path) -> subprocess.CompletedProcess[str]:
         """Run a command as somebody who has logged in there."""
-        into = [f"--target={self._first}", "--mount", "--pid", "--cgroup", "--uts", "--ipc"]
         return subprocess.run(
-            ["nsenter", *into, "--", *argv],
+            [*self.entering(), *argv],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
             timeout=120,
         )
+
+    def entering(self) -> list[str]:
+        """What stands before a command that is run there."""
+        into = [f"--target={self._first}", "--mount", "--pid", "--cgroup", "--uts", "--ipc"]
+        return ["nsenter", *into, "--"]
 
     def property(self, unit: str, name: str) -> str:
         """What ``systemctl show`` says."""
