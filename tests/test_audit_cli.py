@@ -834,7 +834,8 @@ def told(path: Path) -> Path:
             "error": None,
         },
     )
-    log.append("action_start", common(client=None), {"action": "stop", "timeout": 5})
+    fields = {"job": None, "action": "nightly", "kind": "backup", "target": "/mnt/backup"}
+    log.append("action_start", common(client=None), fields)
     return path
 
 
@@ -858,7 +859,9 @@ def test_the_table(run: Run, told: Path) -> None:
         "web1", "start", "4b4d4b1e", "192.0.2.7", "create /srv/repo::a-1 /etc /with space",
     ]  # fmt: skip
     assert complete[5] == ("create success, borg 0, exit 0, 12.2 s, sent 3.0 GiB, received 1.5 KiB")
-    assert action[1:] == ["-", "action_start", "4b4d4b1e", "192.0.2.7", "action=stop timeout=5"]
+    assert action[1:] == [
+        "-", "action_start", "4b4d4b1e", "192.0.2.7", "nightly backup /mnt/backup",
+    ]  # fmt: skip
 
 
 def test_an_answer_in_the_table(run: Run, path: Path) -> None:
@@ -866,6 +869,14 @@ def test_an_answer_in_the_table(run: Run, path: Path) -> None:
     fields: dict[str, Any] = {"verb": "hello", "argv": argv, "exit": 0, "duration": 0.25}
     AuditLog(str(path), sync=False).append("answered", common(), fields)
     assert run("show", path).out.splitlines()[1].endswith("  hello, exit 0, 0.2 s")
+
+
+def test_the_end_of_an_action_in_the_table(run: Run, path: Path) -> None:
+    told = {"job": None, "action": "nightly", "kind": "backup", "target": None, "result": "fail"}
+    fields: dict[str, Any] = told | {"exit": 2, "duration": 61.0, "error": "AIO started no backup"}
+    AuditLog(str(path), sync=False).append("action_complete", common(), fields)
+    line = run("show", path).out.splitlines()[1]
+    assert line.endswith("  nightly backup fail, exit 2, 1 min 1 s, AIO started no backup")
 
 
 @pytest.mark.parametrize("columns", [None, "80"])

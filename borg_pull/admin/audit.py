@@ -941,8 +941,8 @@ def _detail(record: Mapping[str, Any]) -> str:
         reason = "" if record.get("reason") is None else f": {_plain(record['reason'])}"
         return f"by {_plain(record.get('by'))}{reason}"
     if event in ("action_start", "action_complete"):
-        words = [record.get("action"), record.get("kind"), record.get("target")]
-        told = " ".join(_plain(word) for word in (*words, record.get("result")) if word)
+        values = (record.get(key) for key in ("action", "kind", "target", "result"))
+        told = " ".join(_plain(value) for value in values if value)
         return ", ".join((told, *_outcome(record)))
     return " ".join(
         f"{key}={_plain(value)}" for key, value in record.items() if key not in RESERVED
