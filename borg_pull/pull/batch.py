@@ -23,9 +23,10 @@ from borg_pull.pull.config import Config
 from borg_pull.pull.due import next_after
 from borg_pull.pull.ledger import HELD, Ledger, Run
 from borg_pull.pull.locks import of_job, of_repository, take
-from borg_pull.pull.log import Log
+from borg_pull.pull.log import Log, note
 from borg_pull.pull.outcome import ORDER, Outcome, Verdict
 from borg_pull.pull.places import Places
+from borg_pull.pull.progress import log_line
 from borg_pull.pull.pull import (
     USUAL_RUNS,
     Attempt,
@@ -312,7 +313,7 @@ class Batch:
         deadline = one.began + task.job.deadline.total_seconds()
         while True:
             greeting = done.greeting or hello(
-                task.source, task.source_name, self._places.known_hosts, self._stop
+                task.source, task.source_name, self._places.known_hosts, self._stop, log
             )
             done.greeting = greeting
             with self._alone(task, greeting, deadline):
@@ -344,7 +345,7 @@ class Batch:
         ``stop`` ends a borg that runs here; without it one may end its look at a new archive.
         """
         if _reads_itself(task):
-            return LocalRepository(task.repository, lambda: self._passphrase(task), stop)
+            return LocalRepository(task.repository, lambda: self._passphrase(task), stop, log)
         return SourceRepository(
             task,
             self._places,
@@ -494,6 +495,8 @@ class Batch:
         done.locks.close()
         if done.pending.run is not None:
             error = self._stop.reason
+            if done.pending.log is not None:
+                note(done.pending.log, f"failure: {error}")
             self._record(_End(done.pending.run, "failure", {"error": error}))
 
     def _overdue(self, one: _Pending) -> bool:
@@ -604,6 +607,9 @@ class Batch:
             self._ledger.set_state(f"greeting:{task.source_name}", text)
 
     def _emit(self, one: _Pending, event: dict[str, Any]) -> None:
+        line = log_line(event | {"job": one.task.name})
+        if one.log is not None and line is not None:
+            note(one.log, line)
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._emit_line(
             {

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from borg_pull.errors import ConfigurationError, FailedError, printable
-from borg_pull.pull.config import Retention
+from borg_pull.pull.config import Check, Retention
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.pull import Task
 from borg_pull.pull.repository import Archive, Archives, LocalRepository, RepositoryError
@@ -95,9 +95,7 @@ def prune(
 
     Raises MissingArchivesError, ConfigurationError, RepositoryError, NotAllowedError.
     """
-    retention = task.job.retention
-    if retention is None:
-        raise ConfigurationError(f"job {task.name} has no retention", "see pull.toml")
+    retention = retention_of(task)
     before = archives.archives(glob)
     lost = _missing(task, ledger.kept(task.name), before, glob)
     if lost:
@@ -123,7 +121,27 @@ def prune(
 
 def _bare(task: Task, archives: Archives) -> LocalRepository:
     """The repository without its key, which compacting and verifying its objects do not need."""
-    return LocalRepository(task.repository, lambda: None, archives.stop)
+    return LocalRepository(task.repository, lambda: None, archives.stop, archives.log)
+
+
+def retention_of(task: Task) -> Retention:
+    """How long the job's archives are kept. Raises ConfigurationError."""
+    if task.job.retention is None:
+        raise ConfigurationError(
+            f"job {task.name} has no retention",
+            f"add a table [job.{task.name}.retention], such as with keep_daily = 14",
+        )
+    return task.job.retention
+
+
+def rules_of_check(task: Task) -> Check:
+    """How the job's repository is verified. Raises ConfigurationError."""
+    if task.job.check is None:
+        raise ConfigurationError(
+            f"job {task.name} has no check",
+            f'add a table [job.{task.name}.check], such as with schedule = "monthly"',
+        )
+    return task.job.check
 
 
 def keep_options(retention: Retention) -> list[str]:
@@ -153,9 +171,7 @@ def check(
     (borg check, "partial checks"); that needs ``--repository-only``. Where the source has the key,
     it is asked about the archives, and this host looks at the repository itself.
     """
-    rules = task.job.check
-    if rules is None:
-        raise ConfigurationError(f"job {task.name} has no check", "see pull.toml")
+    rules = rules_of_check(task)
     deep = ["--verify-data"] if rules.verify_data else []
     steps: list[tuple[Archives, list[str]]]
     if rules.max_duration is not None:
@@ -174,9 +190,10 @@ def check(
         if answer.code != 0:
             # What borg calls a warning here is damage that it found.
             lines = [line for line in answer.stderr.splitlines() if line.strip()]
-            found = printable(lines[-1]) if lines else "see its log"
+            # The first is what it found; the last, that it found something.
+            found = printable(lines[0]) if lines else f"exit {answer.code}"
             raise RepositoryError(
-                f"borg check found damage in {task.repository.path}: {found}",
+                f"borg check found damage in {task.repository.path}: {found.rstrip('.')}",
                 "do not repair before you have a copy; see borg check --help",
             )
     sliced = rules.max_duration is not None

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, Self
 
 LIMIT = 16 * 1024 * 1024
 """Bytes: what there is to say is the source's choice, the disk is ours."""
+
+
+OURS = b"borg-pull: "
+"""How our own words begin in a log, and nobody else's."""
 
 
 class LogFile(Protocol):
@@ -44,3 +49,16 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def foreign(line: bytes) -> bytes:
+    """``line`` of somebody else's, so that it does not look like one of ours."""
+    return b"? " + line if line.startswith(OURS) else line
+
+
+def note(path: Path, text: str) -> None:
+    """Add a printable line of our own to the log at ``path``, also to one that is full."""
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    # It costs the log, not the run.
+    with contextlib.suppress(OSError), path.open("ab", buffering=0) as log:
+        log.write(OURS + f"{stamp} {text}\n".encode())

@@ -100,7 +100,7 @@ class PeopleScreen:
         elif kind == "progress":
             self._live.update(self._tasks[job], text=_progress_text(event))
         elif kind == "retry":
-            text = printable(f"busy, again in {event['seconds']:.0f} s: {event['reason']}")
+            text = retry_text(event)
             self._live.update(self._tasks[job], text=text)
             if self._live.disable and not self._quiet and self._waits.get(job) != event["reason"]:
                 self._waits[job] = event["reason"]
@@ -147,6 +147,24 @@ def _progress_text(event: dict[str, Any]) -> str:
         f"{event['files']} files, {size(event['read_bytes'])} read, "
         f"{size(event['new_bytes'])} new, {size(rate)}/s"
     )
+
+
+def log_line(event: dict[str, Any]) -> str | None:
+    """What the log of a run says of an event; None when that has no place there."""
+    kind, error = event["event"], event.get("error")
+    if kind == "run_end":
+        return end_line(event)
+    if kind == "retry":
+        return retry_text(event)
+    if kind.endswith("_end"):
+        why = "" if error is None else f": {error}"
+        return printable(f"{event['job']}: {kind.removesuffix('_end')}: {event['outcome']}{why}")
+    return None
+
+
+def retry_text(event: dict[str, Any]) -> str:
+    """When a busy source is asked again."""
+    return printable(f"busy, again in {event['seconds']:.0f} s: {event['reason']}")
 
 
 def end_line(event: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from borg_pull.errors import BorgPullError, ConfigurationError, FailedError, pri
 from borg_pull.pull import outcome, source, ssh
 from borg_pull.pull.config import Job, Repository, Source, archive_prefix
 from borg_pull.pull.ledger import Run
-from borg_pull.pull.log import LogFile
+from borg_pull.pull.log import LogFile, foreign
 from borg_pull.pull.outcome import Evidence, Outcome
 from borg_pull.pull.places import Places
 from borg_pull.pull.repository import Archive, Archives
@@ -164,7 +164,13 @@ def attempt(
     )
 
 
-def hello(source_: Source, name: str, known_hosts: Path, stop: Stop | None = None) -> Greeting:
+def hello(
+    source_: Source,
+    name: str,
+    known_hosts: Path,
+    stop: Stop | None = None,
+    log: LogFile | None = None,
+) -> Greeting:
     """Ask the source who it is. Raises UnreachableError, HostKeyError, ConfigurationError.
 
     The original tool refuses the word; that, and nothing else, is taken for it: no failure of ssh,
@@ -173,7 +179,7 @@ def hello(source_: Source, name: str, known_hosts: Path, stop: Stop | None = Non
     if source_.protocol == "original":
         return source.original_greeting(name, source_)
     argv = ssh.command(source_, known_hosts, "hello", None)
-    run = Conversation(None, stop, time.monotonic() + HELLO_SECONDS, None)
+    run = Conversation(None, stop, time.monotonic() + HELLO_SECONDS, log)
     try:
         run.pull(argv, None)
     except OSError as error:
@@ -392,7 +398,7 @@ class Conversation:
                 self._show(progress)
             elif line:
                 if self._log is not None:
-                    self._log.write(bytes(line) + b"\n")
+                    self._log.write(foreign(bytes(line)) + b"\n")
                 if self._on_line is not None:
                     self._on_line(bytes(line))
                 if not line.startswith(b"{"):

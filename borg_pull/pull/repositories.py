@@ -6,20 +6,21 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from typing import Literal
+from contextlib import ExitStack, closing, contextmanager
+from typing import BinaryIO, Literal
 
 import click
 
 from borg_pull.errors import FailedError, RequestError, printable
 from borg_pull.output import print_error, print_table, put
 from borg_pull.pull import care, secret
-from borg_pull.pull.by_hand import on_record
+from borg_pull.pull.by_hand import logged
 from borg_pull.pull.condition import rfc3339
 from borg_pull.pull.config import Config
 from borg_pull.pull.faults import nearest
 from borg_pull.pull.invocation import Invocation, configured
 from borg_pull.pull.ledger import Ledger
+from borg_pull.pull.log import LogFile
 from borg_pull.pull.pull import Task
 from borg_pull.pull.repository import Archive, Archives, LocalRepository
 from borg_pull.pull.run import report, task
@@ -30,8 +31,10 @@ ENCRYPTION = ("repokey-blake2", "repokey", "authenticated-blake2", "authenticate
 
 
 @contextmanager
-def opened(invocation: Invocation, name: str) -> Iterator[tuple[Task, Archives, Stop]]:
-    """The job of that name and its repository, by whoever has its key.
+def opened(
+    invocation: Invocation, name: str, log: BinaryIO | None = None
+) -> Iterator[tuple[Task, Archives, Stop]]:
+    """The job of that name and its repository, by whoever has its key; ``log`` is its run's.
 
     Within, signals set the stop, and what is asked of the repository ends in order. Raises
     RequestError.
@@ -39,17 +42,16 @@ def opened(invocation: Invocation, name: str) -> Iterator[tuple[Task, Archives, 
     config, places = invocation.config, invocation.places
     job = task(config, name)
     stop = Stop()
-    # What `borg serve` and the source say of it is of use only where something fails.
-    with closing(stop), tempfile.TemporaryFile() as log, set_by_signals(stop):
+    with closing(stop), tempfile.TemporaryFile() as nowhere, set_by_signals(stop):
         if job.repository.key_on == "server":
-            yield job, local(config, job.repository_name, stop), stop
+            yield job, local(config, job.repository_name, stop, log), stop
             return
         archives = SourceRepository(
             job,
             places,
             greeting=None,
             passphrase=lambda: secret.passphrase(job.repository_name, job.repository),
-            log=log,
+            log=log or nowhere,
             stop=stop,
         )
         yield job, archives, stop
@@ -58,22 +60,24 @@ def opened(invocation: Invocation, name: str) -> Iterator[tuple[Task, Archives, 
 @contextmanager
 def _recorded(
     invocation: Invocation, ledger: Ledger, job: Task, kind: Literal["check", "prune"]
-) -> Iterator[None]:
-    """What happens within is a run on record, and told of like any other."""
+) -> Iterator[BinaryIO]:
+    """What happens within is a run on record, and told of like any other; its log."""
     try:
-        with on_record(ledger, job, kind):
-            yield
+        with logged(ledger, job, invocation.places, kind) as (_run, log):
+            yield log
     finally:
         for untold in report(invocation.config, ledger):
             print_error(untold.line(), "yellow")
 
 
-def local(config: Config, name: str, stop: Stop | None = None) -> LocalRepository:
+def local(
+    config: Config, name: str, stop: Stop | None = None, log: LogFile | None = None
+) -> LocalRepository:
     """The repository of that name. Raises RequestError."""
     repository = config.repository.get(name)
     if repository is None:
         raise RequestError(f"there is no repository {name}{nearest(name, config.repository)}")
-    return LocalRepository(repository, lambda: secret.passphrase(name, repository), stop)
+    return LocalRepository(repository, lambda: secret.passphrase(name, repository), stop, log)
 
 
 @click.command(short_help="Make a repository.")
@@ -123,17 +127,17 @@ def prune(invocation: Invocation, name: str, *, dry_run: bool) -> int:
     Nothing is deleted when an archive on record is missing from the repository, or while the last
     one is much smaller than those before.
     """
+    job = task(invocation.config, name)
+    care.retention_of(job)
     glob = invocation.config.archive_glob(name)
-    with (
-        opened(invocation, name) as (job, repository, _stop),
-        closing(_ledger(invocation)) as ledger,
-    ):
-        if dry_run:
-            done = care.prune(job, repository, ledger, glob, dry_run=True)
-        else:
+    with ExitStack() as stack:
+        ledger = stack.enter_context(closing(_ledger(invocation)))
+        log = None
+        if not dry_run:
             _refuse_shrunk(ledger, name)
-            with _recorded(invocation, ledger, job, "prune"):
-                done = care.prune(job, repository, ledger, glob)
+            log = stack.enter_context(_recorded(invocation, ledger, job, "prune"))
+        _, repository, _ = stack.enter_context(opened(invocation, name, log))
+        done = care.prune(job, repository, ledger, glob, dry_run=dry_run)
     word = "would delete" if dry_run else "deleted"
     for archive in done.deleted:
         put(f"{word} {printable(archive.name)}\n")
@@ -179,10 +183,12 @@ def accept(invocation: Invocation, name: str) -> int:
 @configured
 def check(invocation: Invocation, name: str) -> int:
     """Verify a job's repository now, as its check table says."""
+    job = task(invocation.config, name)
+    care.rules_of_check(job)
     with (
-        opened(invocation, name) as (job, repository, _stop),
         closing(_ledger(invocation)) as ledger,
-        _recorded(invocation, ledger, job, "check"),
+        _recorded(invocation, ledger, job, "check") as log,
+        opened(invocation, name, log) as (_, repository, _stop),
     ):
         found = care.check(job, repository, on_line=_pass_on)
     how_far = "" if found.segment is None else f", up to segment {found.segment}; to be continued"

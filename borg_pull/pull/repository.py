@@ -19,6 +19,7 @@ from typing import IO, Any
 from borg_pull.errors import BorgPullError, FailedError, printable
 from borg_pull.pull import confined, preload
 from borg_pull.pull.config import Repository
+from borg_pull.pull.log import LogFile, foreign
 from borg_pull.pull.source import escaped
 from borg_pull.pull.ssh import tied
 from borg_pull.pull.stop import Stop
@@ -57,6 +58,8 @@ class Archives:
     repository: Repository
     stop: Stop | None
     """What ends in order whatever is run here, if anything does."""
+    log: LogFile | None
+    """Of the run that this is for, if it has one: what borg says goes there."""
 
     def run(
         self, words: Sequence[str], *, on_line: Callable[[bytes], None] | None = None
@@ -112,10 +115,12 @@ class LocalRepository(Archives):
         repository: Repository,
         passphrase: Callable[[], bytes | None],
         stop: Stop | None = None,
+        log: LogFile | None = None,
     ) -> None:
         self.repository = repository
         self.passphrase = passphrase
         self.stop = stop
+        self.log = log
         self._expected: tuple[list[str], subprocess.Popen[bytes]] | None = None
 
     def expect(self, glob: str) -> None:
@@ -157,7 +162,15 @@ class LocalRepository(Archives):
         ``on_line`` is given each line of standard error as it comes.
         """
         process = self._expected_or_new(words, cwd)
-        stdout, stderr = _output(process, on_line, timeout, self.stop)
+        log = self.log
+
+        def hear(line: bytes) -> None:
+            if log is not None:
+                log.write(foreign(line.rstrip(b"\n")) + b"\n")
+            if on_line is not None:
+                on_line(line)
+
+        stdout, stderr = _output(process, hear, timeout, self.stop)
         answer = Answer(process.returncode, stdout, stderr)
         self.check(words[0], answer.code, stderr)
         return answer
@@ -318,7 +331,7 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 def _output(
     process: subprocess.Popen[bytes],
-    on_line: Callable[[bytes], None] | None,
+    on_line: Callable[[bytes], None],
     timeout: float | None,
     stop: Stop | None,
 ) -> tuple[bytes, str]:
@@ -345,13 +358,15 @@ def _output(
                 if not block:
                     poll.unregister(descriptor)
                     del open_streams[descriptor]
-                elif on_line is not None and open_streams[descriptor] is stderr:
+                elif open_streams[descriptor] is stderr:
                     while (end := stderr.find(b"\n", heard) + 1) > 0:
                         on_line(bytes(stderr[heard:end]))
                         heard = end
             if end_at is not None and time.monotonic() >= end_at:
                 end_at = None
                 process.terminate()
+    if heard < len(stderr):
+        on_line(bytes(stderr[heard:]))
     process.stdout.close()
     process.stderr.close()
     process.wait()

@@ -76,7 +76,7 @@ class SourceRepository(Archives):
         self._places = places
         self._greeting = greeting
         self._passphrase = passphrase
-        self._log = log
+        self.log: LogFile = log
         self.stop: Stop = stop
 
     def prepare(self) -> None:
@@ -141,7 +141,8 @@ class SourceRepository(Archives):
         if greeting is None or verb not in greeting.verbs:
             # What is remembered may be out of date.
             task = self._task
-            greeting = hello(task.source, task.source_name, self._places.known_hosts, self.stop)
+            known_hosts = self._places.known_hosts
+            greeting = hello(task.source, task.source_name, known_hosts, self.stop, self.log)
             self._greeting = greeting
         if verb not in greeting.verbs:
             raise self._not_allowed(verb, greeting)
@@ -191,13 +192,13 @@ class SourceRepository(Archives):
         request = source.query(greeting, task.source, words)
         secret = sent_secret(task, greeting, self._passphrase)
         with Serving(
-            self.repository, self._places.runtime_dir, self._log, append_only=True
+            self.repository, self._places.runtime_dir, self.log, append_only=True
         ) as serving:
             asked = Conversation(
                 serving,
                 self.stop,
                 time.monotonic() + task.job.deadline.total_seconds(),
-                self._log,
+                self.log,
                 on_line=hear,
                 answer_limit=ANSWER_LIMIT,
             )

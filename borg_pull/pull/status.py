@@ -120,9 +120,16 @@ def history(
 
 @click.command(short_help="Show the log of a run.")
 @click.argument("run", type=int)
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object, with the lines as they are."
+)
 @configured
-def logs(invocation: Invocation, run: int) -> int:
-    """Print what the source and borg said during a run; ``history`` has its number."""
+def logs(invocation: Invocation, run: int, *, as_json: bool) -> int:
+    """Print what the source, borg and borg-pull said of a run; history has its number.
+
+    How far borg had come when is left out. Lines that begin with "borg-pull:" and a time are this
+    program's own.
+    """
     ledger = Ledger(invocation.places.ledger)
     try:
         found = ledger.get(run)
@@ -131,13 +138,46 @@ def logs(invocation: Invocation, run: int) -> int:
     if found is None:
         raise RequestError(f"there is no run {run}", "see borg-pull history")
     if found.log is None:
-        raise RequestError(f"run {run} has no log", f"it was {found.outcome}: {found.error}")
+        why = "" if found.error is None else f": {found.error}"
+        raise RequestError(f"run {run} has no log", f"it was {found.outcome}{why}")
     try:
-        lines = Path(found.log).read_text(encoding="utf-8", errors="replace").splitlines()
+        text = Path(found.log).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         raise RequestError(f"the log of run {run} is not kept any more") from None
-    put("".join(f"{printable(line)}\n" for line in lines))
+    # What a source can write ends a line for str.splitlines, and the next could look like ours.
+    lines = text.removesuffix("\n").split("\n") if text else []
+    if as_json:
+        put(_json({**run_object(found), "lines": lines}))
+        return 0
+    told = [text for line in lines for text in _log_lines(line)]
+    if found.finished is None:
+        told.append("(the run goes on)")
+    put("".join(f"{printable(line)}\n" for line in told))
     return 0
+
+
+def _log_lines(line: str) -> list[str]:
+    """A line of a log for people: JSON is the source's, and says much that is of the moment."""
+    try:
+        said = json.loads(line)
+        kind = said["type"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return [line]
+    if kind in _OF_THE_MOMENT:
+        return []
+    if kind == "log_message":
+        return [f"source: {said.get('levelname')}: {text}" for text in _text_of(said)]
+    if kind == "borg_pull_result":
+        why = "" if said.get("error") is None else f": {said['error']}"
+        return [f"source: {said.get('result')}, session {said.get('session')}{why}"]
+    return [f"source: {text}" for text in _text_of(said)] or [line]
+
+
+_OF_THE_MOMENT = ("archive_progress", "progress_message", "progress_percent")
+
+
+def _text_of(said: dict[str, Any]) -> list[str]:
+    return str(said.get("message", "")).splitlines()
 
 
 def _runs(ledger: Ledger, names: Sequence[str], limit: int, since: str | None) -> list[Run]:

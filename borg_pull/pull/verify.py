@@ -158,7 +158,7 @@ def _verified(
         for item in sample:
             if _size_of(kept / item.path) != item.size:
                 _fault(found, log, item, "cannot be restored whole")
-        greeting = hello(job.source, job.source_name, places.known_hosts)
+        greeting = hello(job.source, job.source_name, places.known_hosts, log=log)
         if not found.faults and greeting.protocol != ORIGINAL:
             _compare(found, job, repository, places, greeting, sample, directory, log)
         return found

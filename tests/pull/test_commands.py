@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from borg_pull.pull.ledger import Kind
 from tests.harness import builds
+from tests.harness.peer import Repository
 from tests.harness.source import toml
 from tests.harness.wait import until
 from tests.pull.conftest import BackupServer
@@ -317,3 +319,57 @@ def test_a_passphrase_that_the_source_is_given(server: BackupServer, borg_pull: 
     assert "assphrase" in borg_pull("run", "job", code=2).stderr
     os.chmod(wrong, 0o644)
     assert "chmod" in borg_pull("run", "job", code=2).stderr
+
+
+@pytest.mark.builds("one")
+def test_each_run_has_a_log_that_says_why(server: BackupServer, borg_pull: Command) -> None:
+    data = data_of(server)
+    repository = server.repository()
+    server.job(paths=[data], check={"schedule": "yearly"})
+    pins = server.directory / "known_hosts"
+    honest = pins.read_text()
+
+    def log_of_last() -> list[str]:
+        newest = json.loads(borg_pull("history", "--limit", "1", "--json").stdout)
+        lines = borg_pull("logs", str(newest["id"])).stdout.splitlines()
+        assert re.match("borg-pull: 20..-..-..T..:..:..Z job: ", lines[-1])
+        assert newest["error"] is None or newest["error"] in lines[-1]
+        return lines
+
+    pins.write_text("")
+    borg_pull("run", "job", code=2)
+    lines = log_of_last()
+    assert "Host key verification failed." in lines, "ssh's own words, of hello too"
+    assert "no host key pinned" in lines[-1]
+    pins.write_text(honest)
+
+    server.document["repository"]["repository"]["passphrase_file"] = "/nonexistent"
+    borg_pull("run", "job", code=2)
+    assert "/nonexistent cannot be read" in log_of_last()[-1]
+    server.document["repository"]["repository"]["passphrase_file"] = str(
+        server.directory / "passphrase"
+    )
+
+    borg_pull("run", "job")
+    lines = log_of_last()
+    assert any(line.startswith("source: success, session ") for line in lines)
+    assert "job: success: job-" in lines[-1]
+    borg_pull("check", "job")
+    assert log_of_last()[-1].endswith("job: check: success")
+
+    damage(repository)
+    said = borg_pull("check", "job", code=2).stderr
+    assert "[segment " in said.splitlines()[-1], "where, not merely that there is something"
+    lines = log_of_last()
+    assert any(line.startswith("Finished full repository check, errors") for line in lines)
+    assert "borg check found damage in" in lines[-1]
+    assert "[segment " in lines[-1]
+
+
+def damage(repository: Repository) -> None:
+    """Change a byte in the middle of the largest segment."""
+    segments = [path for path in (repository.path / "data").rglob("*") if path.is_file()]
+    largest = max(segments, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 255
+    largest.write_bytes(content)

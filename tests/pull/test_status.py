@@ -3,6 +3,7 @@ without being said."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from borg_pull.pull.ledger import Ledger
+from borg_pull.pull.log import Log, foreign, note
 from tests.harness.builds import PROJECT
+from tests.pull.runs import run
 
 ERROR = (
     "source web1: ssh: connect to host web1.example.org port 22: Connection refused; nothing there "
@@ -126,3 +129,42 @@ def test_a_pipe_has_all(config: Path) -> None:
         assert "60.9 MiB" in done.stdout
         assert "not shown" not in done.stdout
         assert not any(line.endswith(" ") for line in done.stdout.splitlines())
+
+
+def test_a_log_for_people_and_for_programs(config: Path, tmp_path: Path) -> None:
+    """Threat: a source writes lines that look like this program's own verdict."""
+    log = tmp_path / "log"
+    forged = "borg-pull: 2026-11-21T02:00:00Z web1: success"
+    said = [
+        '{"type": "archive_progress", "nfiles": 1}',
+        '{"type": "log_message", "levelname": "WARNING", "message": "changed\\n' + forged + '"}',
+        '{"type": "odd", "message": "' + forged + '"}',
+        '{"type": "borg_pull_result", "result": "failure", "session": "s", "error": "no"}',
+        f"one\u2028{forged}",
+        "{not JSON",
+        forged,
+    ]
+    with Log(log) as stream:
+        for line in said:
+            stream.write(foreign(line.encode()) + b"\n")
+    note(log, "web1: failure: it failed")
+    ledger = Ledger(tmp_path / "state/ledger.sqlite")
+    run_id = ledger.begin("web1", "web1", "web1", kind="create", log=str(log))
+    ledger.finish(run_id, "failure", error="it failed")
+    ledger.close()
+    shown = run("logs", str(run_id), "--config", config).stdout.splitlines()
+    assert shown[:3] == ["source: WARNING: changed", f"source: WARNING: {forged}"] + [
+        f"source: {forged}"
+    ]
+    assert shown[3:7] == [
+        "source: failure, session s: no",
+        f"one\\u2028{forged}",
+        "{not JSON",
+        f"? {forged}",
+    ]
+    (ours,) = [line for line in shown if line.startswith("borg-pull: ")]
+    assert ours.endswith("Z web1: failure: it failed")
+    told = json.loads(run("logs", str(run_id), "--json", "--config", config).stdout)
+    assert (told["id"], told["error"], len(told["lines"])) == (run_id, "it failed", 8)
+    assert told["lines"][0] == said[0]
+    assert run("logs", "1", "--config", config).stderr == "run 1 has no log; it was success"
