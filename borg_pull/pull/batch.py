@@ -396,6 +396,8 @@ class Batch:
         """Prune and check, while the job's locks are held; each is a run of its own on record."""
         task, job = one.task, one.task.job
         verdicts: list[Verdict] = []
+        # What is not known of the configuration may have archives that this would delete.
+        prunes = prunes and not self._config.faults
         if prunes and job.retention is not None and self._stop.reason is None:
             glob = self._config.archive_glob(task.name)
             verdicts.append(

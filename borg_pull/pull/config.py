@@ -8,11 +8,13 @@ JSON Schema and ``docs/pull-configuration.md`` are made from these models.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from borg_pull.pull.faults import Fault
 from borg_pull.pull.fields import (
     AbsolutePath,
     Calendar,
@@ -321,6 +323,24 @@ class Config(_Table):
     notify: Notify = Field(default_factory=Notify, description="Who is told.")
     metrics: Metrics = Field(default_factory=Metrics, description="Prometheus' textfile collector.")
 
+    _faults: tuple[Fault, ...] = PrivateAttr(default=())
+    _left_out: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What is wrong with the files that this leaves out."""
+        return self._faults
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The jobs that are therefore left out, as far as their names are known."""
+        return self._left_out
+
+    def without(self, faults: Iterable[Fault], left_out: Iterable[str]) -> Config:
+        """This, which is what was left without files that are wrong."""
+        self._faults, self._left_out = tuple(faults), tuple(left_out)
+        return self
+
     def archive_prefix(self, job: str) -> str:
         """What the names of the job's archives begin with, and those of no other job there."""
         return archive_prefix(job, self.job[job])
@@ -358,11 +378,13 @@ def path_to_make() -> Path:
     return OF_USER.expanduser() if is_others else chosen
 
 
-def load(path: Path) -> Config:
+def load(path: Path, *, whole: bool = True) -> Config:
     """The configuration of ``path`` and the files beside it.
 
+    Unless it must be ``whole``, without those of them that are wrong, and what refers to them.
     Raises ConfigFaultsError.
     """
     from borg_pull.pull.loading import examine  # which needs the models
 
-    return examine(path).config()
+    reading = examine(path)
+    return reading.config() if whole or not reading.faults else reading.sound_part()

@@ -27,7 +27,7 @@ from borg_pull.pull import identities, secret, ssh
 from borg_pull.pull.condition import rfc3339
 from borg_pull.pull.config import Config, Repository, Source
 from borg_pull.pull.host_keys import KINDS, known_name, named_source, offered, pinned
-from borg_pull.pull.invocation import Invocation, configured
+from borg_pull.pull.invocation import Invocation, tolerant
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.metrics import segments_size
 from borg_pull.pull.places import Places
@@ -59,7 +59,7 @@ needed, why, remedy.
 @click.argument("name", metavar="[SOURCE]", required=False)
 @click.option("--strict", is_flag=True, help="Exit 78 for warnings and what is unchecked, too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@configured
+@tolerant
 def doctor(invocation: Invocation, name: str | None, *, strict: bool, as_json: bool) -> None:
     """Look at everything that the backups of SOURCE rely on; without it, of all sources.
 
@@ -97,7 +97,17 @@ def examination(invocation: Invocation, names: list[str]) -> Findings:
     """Everything there is to say about these sources and this host."""
     findings = Findings()
     config = invocation.config
-    findings.ok("configuration.sound", str(invocation.path), "is sound")
+    for fault in config.faults:
+        findings.wrong(
+            "error",
+            "configuration.sound",
+            f"{fault.file}: {fault.key}" if fault.key else fault.file,
+            fault.message,
+            why="what is in this file is left out, and nothing is pruned",
+            remedy="borg-pull check-config",
+        )
+    if not config.faults:
+        findings.ok("configuration.sound", str(invocation.path), "is sound")
     try:
         places = invocation.places
     except BorgPullError as error:

@@ -15,7 +15,7 @@ from borg_pull.errors import FailedError, RequestError, SystemRefusedError, prin
 from borg_pull.output import abandon_output, print_error, put
 from borg_pull.pull import contents
 from borg_pull.pull.contents import Item
-from borg_pull.pull.invocation import Invocation, configured
+from borg_pull.pull.invocation import Invocation, tolerant
 from borg_pull.pull.progress import counting, size
 from borg_pull.pull.repositories import local
 from borg_pull.pull.repository import RepositoryError
@@ -40,7 +40,7 @@ FUSE_HINT = "on Debian: apt-get install fuse3 python3-llfuse; or take borg-pull 
 )
 @click.option("--dry-run", is_flag=True, help="Say how much it is, and unpack nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@configured
+@tolerant
 def extract(
     invocation: Invocation,
     name: str,
@@ -93,7 +93,7 @@ def extract(
 @click.argument("archive", metavar="[ARCHIVE]", default=contents.LATEST)
 @click.argument("path", metavar="[PATH]", default="/")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an item and line.")
-@configured
+@tolerant
 def browse(invocation: Invocation, name: str, archive: str, path: str, *, as_json: bool) -> int:
     """List what a job's archive, the latest unless named, holds at and below a path."""
     config = invocation.config
@@ -141,7 +141,7 @@ def _text_line(item: Item) -> str:
 @click.command(short_help="Mount a job's archives.")
 @click.argument("name", metavar="JOB")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@configured
+@tolerant
 def mount(invocation: Invocation, name: str, directory: Path) -> int:
     """Mount a job's archives, each a directory, until borg-pull umount."""
     config = invocation.config

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import click
+
+from borg_pull.output import print_error
 
 if TYPE_CHECKING:
     from borg_pull.pull.config import Config
@@ -23,6 +25,8 @@ class Invocation:
     def __init__(self) -> None:
         self.chosen: Path | None = None
         """What ``--config`` names."""
+        self.is_tolerant = False
+        """Whether a file beside the main one that is wrong is told of and left out."""
 
     @property
     def path(self) -> Path:
@@ -35,10 +39,18 @@ class Invocation:
 
     @cached_property
     def config(self) -> Config:
-        """The configuration. Raises ConfigFaultsError."""
+        """The configuration. Raises ConfigFaultsError.
+
+        It must be whole, unless this is tolerant.
+        """
         from borg_pull.pull.config import load
 
-        return load(self.path)
+        found = load(self.path, whole=not self.is_tolerant)
+        if found.faults:
+            from borg_pull.pull.faults import ConfigFaultsError
+
+            print_error(f"borg-pull: {ConfigFaultsError(found.faults).line()}", "yellow")
+        return found
 
     @cached_property
     def places(self) -> Places:
@@ -70,3 +82,14 @@ config_option = click.option(
 def configured(command: Callable[Concatenate[Invocation, P], R]) -> Callable[P, R]:
     """Give ``command``, under its click decorators, ``--config`` and the `Invocation`."""
     return config_option(click.make_pass_decorator(Invocation, ensure=True)(command))
+
+
+def tolerant(command: Callable[Concatenate[Invocation, P], R]) -> Callable[P, R]:
+    """The same, for a command that goes on with the files of the configuration that are sound."""
+
+    @wraps(command)
+    def tolerating(invocation: Invocation, /, *arguments: P.args, **options: P.kwargs) -> R:
+        invocation.is_tolerant = True
+        return command(invocation, *arguments, **options)
+
+    return configured(tolerating)

@@ -58,6 +58,11 @@ class Reading:
     """The tables that have names, as far as they are sound."""
     homes: dict[tuple[str, str], str] = field(default_factory=dict)
     """The file of each of these, sound or not, by kind and name."""
+    main: str = ""
+    unsound: set[str] = field(default_factory=set)
+    """The files that have a part in some fault; not the main one where another is to blame."""
+    unread: set[str] = field(default_factory=set)
+    """Those of them of which it is not known what they hold."""
 
     def config(self) -> Config:
         """What was read. Raises ConfigFaultsError when anything is wrong."""
@@ -65,13 +70,47 @@ class Reading:
             raise ConfigFaultsError(self.faults)
         return Config.model_validate({**self.once, **self.named})
 
+    def sound_part(self) -> Config:
+        """What was read, without the files that are wrong, and without what refers to their tables.
+
+        Raises ConfigFaultsError when the main file is among them, or which files there are is not
+        known.
+        """
+        if self.unsound & {self.main, str(directory_beside(Path(self.main)))}:
+            raise ConfigFaultsError(self.faults)
+        named = {
+            kind: {
+                name: table
+                for name, table in tables.items()
+                if self.homes[kind, name] not in self.unsound
+            }
+            for kind, tables in self.named.items()
+        }
+        # In this order each finds what it refers to as complete as it will be.
+        for kind, keys in (("repository", ("storage",)), ("job", ("source", "repository"))):
+            named[kind] = {
+                name: table
+                for name, table in named[kind].items()
+                if all(getattr(table, key) in {None, *named[key]} for key in keys)
+            }
+        left_out = (name for kind, name in self.homes if kind == "job" and name not in named["job"])
+        config = Config.model_validate({**self.once, **named})
+        return config.without(self.faults, tuple(left_out))
+
+    def add(self, fault: Fault, *others: str) -> None:
+        """Note what is wrong with a file, or with what it and ``others`` hold together."""
+        self.faults.append(fault)
+        involved = {fault.file, *others}
+        # Of a fault between the main file and another the other is left out.
+        self.unsound |= involved - {self.main} or involved
+
 
 def examine(path: Path, added: tuple[Path, str] | None = None) -> Reading:
     """Read and check everything; what is wrong is in the reading's ``faults``.
 
     ``added`` is a file yet to be written, and its text.
     """
-    reading = Reading()
+    reading = Reading(main=str(path))
     documents: Iterable[tuple[Path, dict[str, Any] | None]] = (
         (file, _document(file, reading)) for file in (path, *_files_beside(path, reading))
     )
@@ -80,7 +119,7 @@ def examine(path: Path, added: tuple[Path, str] | None = None) -> Reading:
     for file, document in documents:
         for key, value in ({} if document is None else document).items():
             _take(reading, str(file), key, value, is_main=file == path)
-    reading.faults += _contradictions(reading)
+    _contradict(reading)
     return reading
 
 
@@ -92,11 +131,11 @@ def _files_beside(path: Path, reading: Reading) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        reading.faults.append(Fault(str(directory), "", f"cannot be read: {error.strerror}"))
+        reading.add(Fault(str(directory), "", f"cannot be read: {error.strerror}"))
         return []
     fault = _mode_fault(status)
     if fault is not None:
-        reading.faults.append(Fault(str(directory), "", fault))
+        reading.add(Fault(str(directory), "", fault))
     return [file for file in found if not file.name.startswith(".")]
 
 
@@ -119,7 +158,8 @@ def _document(file: Path, reading: Reading) -> dict[str, Any] | None:
         message = f"is not valid TOML: {error}"
     except RecursionError:
         message = "is nested too deeply"
-    reading.faults.append(Fault(str(file), "", message))
+    reading.add(Fault(str(file), "", message))
+    reading.unread.add(str(file))
     return None
 
 
@@ -155,8 +195,8 @@ def _mode_fault(status: os.stat_result) -> str | None:
 def _take(reading: Reading, file: str, key: str, value: object, *, is_main: bool) -> None:
     """Check one top-level table and keep what is sound of it."""
 
-    def fault(location: tuple[str, ...], message: str) -> None:
-        reading.faults.append(Fault(file, dotted(location), message))
+    def fault(location: tuple[str, ...], message: str, *others: str) -> None:
+        reading.add(Fault(file, dotted(location), message), *others)
 
     if key not in _ONCE and key not in _NAMED:
         fault((key,), f"is unknown{nearest(key, Config.model_fields)}")
@@ -172,7 +212,7 @@ def _take(reading: Reading, file: str, key: str, value: object, *, is_main: bool
         for name, table in value.items():
             other = reading.homes.setdefault((key, name), file)
             if other != file:
-                fault((key, name), f"stands in {other} too")
+                fault((key, name), f"stands in {other} too", other)
                 continue
             if name_fault(name) is not None:
                 fault((key, name), NO_NAME)
@@ -187,30 +227,43 @@ def _validated(
     try:
         return model.model_validate(table)
     except ValidationError as error:
-        reading.faults += faults_of(error, model, file, prefix)
+        for fault in faults_of(error, model, file, prefix):
+            reading.add(fault)
         return None
 
 
-def _contradictions(reading: Reading) -> Iterator[Fault]:
-    """What does not fit together, of what is sound by itself."""
+def _contradict(reading: Reading) -> None:
+    """Note what does not fit together, of what is sound by itself."""
     repositories: dict[str, Repository] = reading.named["repository"]
     jobs: dict[str, Job] = reading.named["job"]
-    found = [
+    dangling = [
         *_dangling(reading, "repository", "storage", repositories),
         *_dangling(reading, "job", "source", jobs),
         *_dangling(reading, "job", "repository", jobs),
+    ]
+    for kind, name, key, message, _ in dangling:
+        fault = Fault(reading.homes[kind, name], dotted((kind, name, key)), message)
+        if reading.unread:
+            # What is missing may stand there: that file is to blame, not the one that needs it.
+            reading.faults.append(fault)
+        else:
+            reading.add(fault)
+    found = [
         *_overlapping(repositories),
         *_indistinct(jobs),
         *_beyond_the_original(reading),
         *_nobody_to_tell(reading),
     ]
-    for kind, name, key, message in found:
-        home = reading.homes[kind, name] if name else str(reading.files[0])
-        yield Fault(home, dotted(part for part in (kind, name, key) if part), message)
+    for kind, name, key, message, other in found:
+        home = reading.homes[kind, name] if name else reading.main
+        others = [] if other is None else [reading.homes[other]]
+        text = dotted(part for part in (kind, name, key) if part)
+        reading.add(Fault(home, text, message), *others)
 
 
-_Contradiction = tuple[str, str, str, str]
-"""Kind and name of a table, a key in it, and what is wrong with that. No name: of the main file."""
+_Contradiction = tuple[str, str, str, str, tuple[str, str] | None]
+"""Kind and name of a table, a key in it, what is wrong with that, and kind and name of the table it
+does not go with, if there is one. No name: of the main file."""
 
 
 def _dangling(
@@ -222,7 +275,7 @@ def _dangling(
         target = getattr(table, key)
         if target is not None and target not in known:
             message = f"there is no [{dotted((key, target))}]{nearest(target, known)}"
-            yield kind, name, key, message
+            yield kind, name, key, message, None
 
 
 def _overlapping(repositories: Mapping[str, Repository]) -> Iterator[_Contradiction]:
@@ -236,7 +289,7 @@ def _overlapping(repositories: Mapping[str, Repository]) -> Iterator[_Contradict
     for name, other in _prefixed(places):
         same = places[name] == places[other]
         message = f"is that of repository {other} too" if same else f"lies in repository {other}"
-        yield "repository", name, "path", message
+        yield "repository", name, "path", message, ("repository", other)
 
 
 def _indistinct(jobs: Mapping[str, Job]) -> Iterator[_Contradiction]:
@@ -245,7 +298,7 @@ def _indistinct(jobs: Mapping[str, Job]) -> Iterator[_Contradiction]:
     for name, job in jobs.items():
         message = _archive_fault(name, job)
         if message is not None:
-            yield "job", name, "archive", message
+            yield "job", name, "archive", message, None
         else:
             prefixes.setdefault(job.repository, {})[name] = archive_prefix(name, job)
     for same_place in prefixes.values():
@@ -254,7 +307,7 @@ def _indistinct(jobs: Mapping[str, Job]) -> Iterator[_Contradiction]:
                 f"begins with {same_place[name]!a}, that of job {other} in the same repository "
                 f"with {same_place[other]!a}: what selects {other}'s archives would select these"
             )
-            yield "job", name, "archive", message
+            yield "job", name, "archive", message, ("job", other)
 
 
 def _beyond_the_original(reading: Reading) -> Iterator[_Contradiction]:
@@ -266,25 +319,29 @@ def _beyond_the_original(reading: Reading) -> Iterator[_Contradiction]:
         source = sources.get(job.source)
         if source is None or source.protocol != "original":
             continue
+        its = ("source", job.source)
         tool = f"source {job.source} runs the original tool (protocol), which"
         repository = repositories.get(job.repository)
         if repository is not None and repository.key_on == "source":
             yield (
                 *("job", name, "repository"),
                 f"has key_on = 'source', but {tool} cannot be asked about archives",
+                its,
             )
         if len(job.paths) > 1:
-            yield "job", name, "paths", f"has {len(job.paths)}, but {tool} backs up one path"
+            message = f"has {len(job.paths)}, but {tool} backs up one path"
+            yield "job", name, "paths", message, its
         if job.exclude:
-            yield "job", name, "exclude", f"cannot be had: {tool} knows no exclude"
+            yield "job", name, "exclude", f"cannot be had: {tool} knows no exclude", its
         if "{hostname}" in job.archive:
-            yield "job", name, "archive", f"has {{hostname}}, but {tool} does not tell what that is"
+            message = f"has {{hostname}}, but {tool} does not tell what that is"
+            yield "job", name, "archive", message, its
 
 
 def _nobody_to_tell(reading: Reading) -> Iterator[_Contradiction]:
     notify = reading.once.get("notify")
     if isinstance(notify, Notify) and notify.digest is not None and notify.urls_file is None:
-        yield "notify", "", "digest", "is sent to nobody without urls_file"
+        yield "notify", "", "digest", "is sent to nobody without urls_file", None
 
 
 def _prefixed(texts: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -30,6 +30,12 @@ def write(path: Path, config: Config, found: Sequence[Condition], now: datetime)
         registry=registry,
     )
     written.set(now.timestamp())
+    sound = Gauge(
+        "borg_pull_configuration_sound",
+        "Whether nothing of the configuration is left out: 1 yes, 0 no.",
+        registry=registry,
+    )
+    sound.set(int(not config.faults))
     whole = Gauge(
         "borg_pull_metrics_complete",
         "Whether every repository could be measured: 1 yes, 0 no.",

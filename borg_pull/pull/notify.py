@@ -18,6 +18,7 @@ from borg_pull.errors import ConfigurationError, FailedError, printable
 from borg_pull.pull import care, ssh
 from borg_pull.pull.condition import Condition, rfc3339
 from borg_pull.pull.due import is_ahead, next_after
+from borg_pull.pull.faults import ConfigFaultsError, Fault
 from borg_pull.pull.ledger import Ledger
 
 PING_SECONDS = 15.0
@@ -49,13 +50,14 @@ def news(
     repeat_every: timedelta,
     *,
     warnings: bool,
+    faults: Sequence[Fault] = (),
 ) -> list[Message]:
     """What has to be told now; `settle` notes that it was.
 
     Without ``warnings`` those of a job that was fine are not told. One that was not is never told
     to be fine again while there is a warning.
     """
-    messages = []
+    messages = _of_configuration(faults, ledger, now, repeat_every)
     for one in found:
         before, told_at, alarm = _remembered(ledger, one.job, now)
         state = _told(one, ledger, now)
@@ -72,11 +74,42 @@ def news(
     return messages
 
 
+CONFIGURATION = "the configuration"
+"""In place of a job's name, of which it is none."""
+
+
+def _of_configuration(
+    faults: Sequence[Fault], ledger: Ledger, now: datetime, repeat_every: timedelta
+) -> list[Message]:
+    before, told_at, _ = _remembered(ledger, CONFIGURATION, now)
+    if not faults:
+        text = f"{CONFIGURATION} is sound again"
+        return [] if before == "fine" else [Message(CONFIGURATION, "recovered", text)]
+    text = printable(
+        f"{ConfigFaultsError(faults).line()}; until then the jobs of the files that are wrong are "
+        "not pulled, and nothing is pruned"
+    )
+    if before == "fine":
+        return [Message(CONFIGURATION, "failing", text)]
+    if now - told_at >= repeat_every:
+        return [Message(CONFIGURATION, "reminder", f"still: {text}")]
+    return []
+
+
 def settle(
-    found: Sequence[Condition], told: Sequence[Message], ledger: Ledger, now: datetime
+    found: Sequence[Condition],
+    told: Sequence[Message],
+    ledger: Ledger,
+    now: datetime,
+    *,
+    is_sound: bool = True,
 ) -> None:
     """Note that ``told`` have been delivered."""
     by_job = {message.job for message in told}
+    if CONFIGURATION in by_job:
+        state = "fine" if is_sound else "failing"
+        known = json.dumps({"state": state, "at": now.timestamp()})
+        ledger.set_state(f"told:{CONFIGURATION}", known)
     for one in found:
         if one.job in by_job:
             said = {"state": _told(one, ledger, now), "at": now.timestamp(), "alarm": _alarm(one)}
@@ -236,18 +269,19 @@ def tell(
     repeat_every: timedelta,
     warnings: bool,
     digest_at: str | None,
+    faults: Sequence[Fault] = (),
     send: Callable[..., None] = deliver,
 ) -> list[Message]:
     """Deliver all news, and the digest when it is due; what was delivered.
 
     What cannot be delivered is news again next time. Raises NotifyError, ConfigurationError.
     """
-    messages = news(found, ledger, now, repeat_every, warnings=warnings)
+    messages = news(found, ledger, now, repeat_every, warnings=warnings, faults=faults)
     if messages:
         bad = any(message.kind != "recovered" for message in messages)
         title = f"borg-pull: {', '.join(sorted({message.job for message in messages}))}"
         send(addresses, title, "\n".join(message.text for message in messages), is_bad=bad)
-        settle(found, messages, ledger, now)
+        settle(found, messages, ledger, now, is_sound=not faults)
     if digest_at is not None and digest_is_due(ledger, digest_at, now):
         bad = any(not one.is_fine for one in found)
         send(addresses, "borg-pull: digest", digest(found, now), is_bad=bad)

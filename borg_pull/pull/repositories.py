@@ -18,7 +18,7 @@ from borg_pull.pull.by_hand import logged
 from borg_pull.pull.condition import rfc3339
 from borg_pull.pull.config import Config
 from borg_pull.pull.faults import nearest
-from borg_pull.pull.invocation import Invocation, configured
+from borg_pull.pull.invocation import Invocation, configured, tolerant
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.log import LogFile
 from borg_pull.pull.pull import Task
@@ -103,7 +103,7 @@ def init(invocation: Invocation, name: str, encryption: str) -> int:
 @click.command(short_help="List a job's archives.")
 @click.argument("name", metavar="JOB")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an archive and line.")
-@configured
+@tolerant
 def archives(invocation: Invocation, name: str, *, as_json: bool) -> int:
     """List the archives of a job that are in its repository, oldest first."""
     with opened(invocation, name) as (_job, repository, _stop):
@@ -180,7 +180,7 @@ def accept(invocation: Invocation, name: str) -> int:
 
 @click.command(short_help="Verify a job's repository.")
 @click.argument("name", metavar="JOB")
-@configured
+@tolerant
 def check(invocation: Invocation, name: str) -> int:
     """Verify a job's repository now, as its check table says."""
     job = task(invocation.config, name)

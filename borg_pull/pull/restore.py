@@ -20,7 +20,7 @@ from borg_pull.errors import (
 from borg_pull.output import print_error, put
 from borg_pull.pull import contents, secret, source
 from borg_pull.pull.by_hand import alone, logged
-from borg_pull.pull.invocation import Invocation, configured
+from borg_pull.pull.invocation import Invocation, tolerant
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.outcome import BUSY
 from borg_pull.pull.places import Places
@@ -54,7 +54,7 @@ class Restored:
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.option("--dry-run", is_flag=True, help="Read everything, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@configured
+@tolerant
 def restore(
     invocation: Invocation,
     name: str,

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import click
 
-from borg_pull.errors import BorgPullError, RequestError
+from borg_pull.errors import BorgPullError, ConfigurationError, RequestError
 from borg_pull.output import print_error
 from borg_pull.pull import notify, secret
 from borg_pull.pull.batch import Batch
 from borg_pull.pull.condition import conditions, start_of
 from borg_pull.pull.config import Config
 from borg_pull.pull.due import is_due
-from borg_pull.pull.faults import nearest
-from borg_pull.pull.invocation import Invocation, configured
+from borg_pull.pull.faults import ConfigFaultsError, nearest
+from borg_pull.pull.invocation import Invocation, tolerant
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.outcome import ORDER
 from borg_pull.pull.places import Places
@@ -30,7 +30,8 @@ from borg_pull.pull.stop import Stop, set_by_signals
 EXIT_CODES = """
 Exit codes: 0 every job made its backup; 1 with warnings; 2 a job failed, or was ended; 64 for a
 wrong command line, 71 when the system refuses: a full disk, for one, on which runs cannot be put on
-record; 78 when the configuration is wrong. A job that is still running elsewhere is skipped, and
+record; 78 when the configuration is wrong: then the jobs of the files in pull.d that are sound have
+run all the same, but nothing was pruned. A job that is still running elsewhere is skipped, and
 changes none of them.
 """
 
@@ -42,7 +43,7 @@ changes none of them.
 @click.option("--jobs", "workers", type=click.IntRange(1, 256), help="Pulls at once.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an event and line.")
 @click.option("--quiet", is_flag=True, help="Print warnings and failures alone.")
-@configured
+@tolerant
 def run(
     invocation: Invocation,
     names: tuple[str, ...],
@@ -72,14 +73,20 @@ def run(
         _remove_old_logs(places.logs, config.settings.keep_logs.total_seconds())
     finally:
         ledger.close()
+    if config.faults:
+        for fault in batch.faults[:1]:
+            print_error(fault.line(), "yellow")
+        return ConfigurationError.exit_code
     if batch.faults:
         raise batch.faults[0]
     return worst
 
 
 def task(config: Config, name: str) -> Task:
-    """The job of that name with all it refers to. Raises RequestError."""
+    """The job of that name with all it refers to. Raises RequestError, ConfigFaultsError."""
     job = config.job.get(name)
+    if job is None and config.faults:
+        raise ConfigFaultsError(config.faults)
     if job is None:
         raise RequestError(f"there is no job {name}{nearest(name, config.job)}")
     source, repository = config.source[job.source], config.repository[job.repository]
@@ -155,6 +162,7 @@ def report(config: Config, ledger: Ledger) -> list[BorgPullError]:
                 repeat_every=config.notify.repeat_every,
                 warnings=config.notify.warnings,
                 digest_at=config.notify.digest,
+                faults=config.faults,
             ),
         )
     return faults

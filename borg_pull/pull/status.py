@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from borg_pull.errors import BorgPullError, RequestError, printable
+from borg_pull.errors import BorgPullError, ConfigurationError, RequestError, printable
 from borg_pull.output import print_table, put
 from borg_pull.pull.condition import Condition, conditions, rfc3339
 from borg_pull.pull.config import Config
 from borg_pull.pull.fields import duration
-from borg_pull.pull.invocation import Invocation, configured
+from borg_pull.pull.invocation import Invocation, tolerant
 from borg_pull.pull.ledger import Ledger, Run
 from borg_pull.pull.progress import size
 
@@ -38,12 +38,13 @@ _STYLES = {
 @click.argument("names", metavar="[JOB]...", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--tell", is_flag=True, help="Also send notifications and write metrics.")
-@configured
+@tolerant
 def status(invocation: Invocation, names: tuple[str, ...], *, as_json: bool, tell: bool) -> int:
     """Tell of each job: its last backup, age, outcome, sizes, and when it is due.
 
-    Exit code: 0 when every job has a fresh backup and the last run made one, 1 when not, or when
-    the last archive is much smaller than those before.
+    Exit code: 78 when a file in pull.d is wrong, and its jobs left out; else 0 when every job has a
+    fresh backup and the last run made one, 1 when not, or when the last archive is much smaller
+    than those before.
     """
     config = invocation.config
     if names:
@@ -62,7 +63,9 @@ def status(invocation: Invocation, names: tuple[str, ...], *, as_json: bool, tel
     if names:
         found = [one for one in found if one.job in names]
     if as_json:
-        put(_json({"time": rfc3339(now), "jobs": [one.as_json() for one in found]}))
+        told: dict[str, Any] = {"time": rfc3339(now), "jobs": [one.as_json() for one in found]}
+        told["configuration_faults"] = [fault.text() for fault in config.faults]
+        put(_json(told | {"jobs_left_out": config.left_out}))
     else:
         headings = ("JOB", "STATE", "LAST BACKUP", "AGE", "SIZE", "TREND", "NEXT", "VERIFIED")
         print_table(
@@ -74,8 +77,14 @@ def status(invocation: Invocation, names: tuple[str, ...], *, as_json: bool, tel
         for one in found:
             if one.state != "ok":
                 put(f"{why(one)}\n")
+        for fault in config.faults:
+            put(f"configuration: {fault.text()}\n")
+        if config.left_out:
+            put(f"left out for that: {', '.join(config.left_out)}\n")
     if faults:
         raise faults[0]
+    if config.faults:
+        return ConfigurationError.exit_code
     return 0 if all(one.is_fine for one in found) else 1
 
 
@@ -90,7 +99,7 @@ def _told(config: Config, ledger: Ledger) -> list[BorgPullError]:
 @click.option("--limit", type=click.IntRange(1, 100_000), default=30, show_default=True)
 @click.option("--since", metavar="SPAN", help="Only of the last SPAN, such as 7d.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a run and line.")
-@configured
+@tolerant
 def history(
     invocation: Invocation,
     names: tuple[str, ...],
@@ -123,7 +132,7 @@ def history(
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object, with the lines as they are."
 )
-@configured
+@tolerant
 def logs(invocation: Invocation, run: int, *, as_json: bool) -> int:
     """Print what the source, borg and borg-pull said of a run; history has its number.
 

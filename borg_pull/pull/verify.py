@@ -30,7 +30,7 @@ from borg_pull.output import put
 from borg_pull.pull import contents
 from borg_pull.pull.by_hand import alone, logged
 from borg_pull.pull.contents import Item
-from borg_pull.pull.invocation import Invocation, configured
+from borg_pull.pull.invocation import Invocation, tolerant
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.places import Places
 from borg_pull.pull.progress import size
@@ -81,7 +81,7 @@ class VerificationError(FailedError):
     help="How many files to take, at random.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@configured
+@tolerant
 def verify(invocation: Invocation, name: str, *, files: int, as_json: bool) -> int:
     """Restore random files of a job's last backup and compare them with the source's.
 
