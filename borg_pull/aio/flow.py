@@ -57,6 +57,7 @@ _REACH_SECONDS = 15
 _LOG_SECONDS = 5  # that the engine may take to tell the end of an ended container's log
 _LOG_LINES = 50  # that the verdict looks at
 _VERDICT_ATTEMPTS = 20
+_MOST_LINES = 1000  # that wait to be told
 _MIN_SECRET = 8  # characters: shorter ones are words, too
 
 State = Literal[
@@ -162,7 +163,7 @@ class Flow:
         self._began = 0.0
         self._deadline = 0.0
         self._known: dict[str, tuple[str, str | None]] = {}
-        self._lines: queue.Queue[tuple[str, str] | None] = queue.Queue(1000)
+        self._lines: queue.Queue[tuple[str, str] | None] = queue.Queue(_MOST_LINES)
         self._stopping_since: float | None = None
         self._slow: set[str] = set()
         self._read_start: tuple[str, float | None] | None = None
@@ -278,8 +279,11 @@ class Flow:
         remote = self._target.get(REMOTE_REPOSITORY)
         if not isinstance(remote, str) or not remote.startswith("ssh://"):
             return
-        url = urlsplit(remote)
-        where = (url.hostname or "", url.port or 22)
+        try:
+            url = urlsplit(remote)
+            where = (url.hostname or "", url.port or 22)
+        except ValueError as error:
+            raise FailedError(f"target {masked(remote)} is no URL: {error}") from error
         try:
             with socket.create_connection(where, timeout=self._pace.reach) as connection:
                 connection.settimeout(self._pace.reach)
@@ -372,12 +376,13 @@ class Flow:
     def _hand_on(self) -> bool:
         """Tell what was written, and wait a little for more; True at the end of the script's."""
         with contextlib.suppress(queue.Empty):
-            entry = self._lines.get(timeout=self._pace.poll)
-            while entry is not None:
+            # Not without end: a script that writes on and on must not outrun the deadline.
+            for count in range(_MOST_LINES):
+                entry = self._lines.get(timeout=0 if count else self._pace.poll)
+                if entry is None:
+                    return True
                 origin, line = entry
                 self._events.output(origin, self._masked(line))
-                entry = self._lines.get_nowait()
-            return True
         return False
 
     def _ended(self, program: str) -> _Watched | None:

@@ -299,6 +299,15 @@ def test_deadline_kills_no_backup(bench: Bench) -> None:
     assert bench.aio.read()["borg_backup_host_location"] == str(bench.aio.root / "first")
 
 
+def test_output_without_end_does_not_outrun_the_deadline(bench: Bench) -> None:
+    bench.aio.turn("flood")
+    began = time.monotonic()
+    outcome = bench.run(timeout=2)
+    assert outcome.result == "timeout"
+    assert time.monotonic() - began < 15
+    assert (bench.state / f"jobs/{bench.job}.jsonl").stat().st_size < 9 << 20
+
+
 def test_containers_that_do_not_come_back(bench: Bench) -> None:
     bench.aio.turn("apache-dies")
     outcome = bench.run(health_timeout=1)

@@ -38,6 +38,7 @@ if [ "$DAILY_BACKUP$CHECK_BACKUP" = 11 ]; then
 fi
 [ ! -e /knobs/stderr ] || cat /knobs/stderr >&2
 touch $data/daily_backup_running
+while [ -e /knobs/flood ]; do echo "one line after another"; done
 while running nextcloud-aio-apache && [ -e /knobs/apache-down ]; do
     echo "waiting for apache"
     sleep $poll
