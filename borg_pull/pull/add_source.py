@@ -255,8 +255,8 @@ def _key(places: Places, answers: Answers) -> str:
     """The public half of the source's key, made unless it is there."""
     identity = places.keys / answers.name
     if identity.exists():
-        return identities.public_line(identity)
-    line = identities.generate(identity, f"borg-pull-{answers.client}-{answers.name}")
+        return identities.public_line(answers.name, identity)
+    line = identities.generate(answers.name, identity, f"borg-pull-{answers.client}-{answers.name}")
     put(f"made the key {identity}\n")
     return line
 

@@ -404,9 +404,8 @@ def _look_at_source(findings: Findings, name: str, source: Source, places: Place
         findings,
         "source.identity",
         f"{name} ({source.identity})",
-        lambda: identities.public_line(source.identity),
-        f"give {source.identity} to this account alone (chmod 0600), or make one: "
-        f"borg-pull keys generate {name}",
+        lambda: identities.public_line(name, source.identity),
+        f"give {source.identity} to this account",
     ):
         return
     if source.protocol == "original":
@@ -506,7 +505,7 @@ def _greeted(findings: Findings, name: str, source: Source, places: Places) -> G
             said.last,
             why="its sshd does not let us in",
             remedy=f"on the source, add to keys of this client, and print authorized_keys anew: "
-            f"{identities.public_line(source.identity)}",
+            f"{identities.public_line(name, source.identity)}",
         )
         return None
     findings.ok("source.key", name, "lets our key in")

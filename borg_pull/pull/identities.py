@@ -42,43 +42,44 @@ def this_host() -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "", label).lstrip("_-")[:64] or "backup"
 
 
-def generate(identity: Path, comment: str) -> str:
-    """Make a key pair at ``identity``; its public line.
+def generate(name: str, identity: Path, comment: str) -> str:
+    """Make a key pair at ``identity`` for the source ``name``; its public line.
 
     Raises ConfigurationError when there is one, SystemRefusedError, OSError.
     """
-    for path in (identity, _public(identity)):
-        if os.path.lexists(path):
-            raise ConfigurationError(f"{path} exists", "it is left as it is")
+    if os.path.lexists(identity):
+        raise ConfigurationError(
+            f"{identity} exists",
+            f"it is left as it is; to have another one, run: borg-pull keys rotate {name}",
+        )
+    public = _public(identity)
+    if os.path.lexists(public):
+        raise ConfigurationError(
+            f"{public} exists, without its private half {identity}",
+            f"put that back; if it is lost, rm {public}, and run this again",
+        )
     identity.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _keygen("-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(identity))
-    return public_line(identity)
+    return public_line(name, identity)
 
 
-def public_line(identity: Path) -> str:
-    """The public half of the private key at ``identity``, as authorized_keys has it.
+def public_line(name: str, identity: Path) -> str:
+    """The public half of the private key of the source ``name``, as authorized_keys has it.
 
     Raises ConfigurationError when that key cannot be used unattended.
     """
-    state = _mode_fault(identity)
-    if state is not None:
-        raise ConfigurationError(f"{identity} {state}")
+    unusable = ssh.key_fault(name, identity)
+    if unusable is not None:
+        raise unusable
     try:
         line = _keygen("-y", "-P", "", "-f", str(identity)).strip()
     except SystemRefusedError as error:
         raise ConfigurationError(
-            f"{identity} is no private key, or has a passphrase, which nobody types at night"
+            f"{identity} is no private key, or has a passphrase, which nobody types at night",
+            f"take the passphrase off with ssh-keygen -p -f {identity}, or move the file away and "
+            f"run: borg-pull keys generate {name}",
         ) from error
     return line
-
-
-def _mode_fault(identity: Path) -> str | None:
-    try:
-        status = identity.stat()
-    except OSError as error:
-        return f"cannot be used: {error.strerror}"
-    # ssh refuses it too.
-    return "is open to others" if status.st_mode & 0o077 else None
 
 
 def _keygen(*arguments: str) -> str:
@@ -170,7 +171,7 @@ def generate_command(invocation: Invocation, source: str) -> None:
     One that exists is left as it is: to get another, see keys rotate.
     """
     chosen = named_source(invocation.config, source)
-    line = generate(chosen.identity, comment(source, chosen))
+    line = generate(source, chosen.identity, comment(source, chosen))
     put(f"made {chosen.identity}\n")
     put(_to_list([line], chosen))
 
@@ -196,12 +197,12 @@ def rotate_command(invocation: Invocation, source: str) -> None:
     if _public(successor).exists() and not successor.exists():
         # An earlier call was ended in between.
         replace(identity)
-        put(f"source {source} has its new key, {_fingerprint(public_line(identity))}\n")
+        put(f"source {source} has its new key, {_fingerprint(public_line(source, identity))}\n")
         return
-    old = public_line(identity)
+    old = public_line(source, identity)
     if not successor.exists():
-        generate(successor, comment(source, chosen))
-    new = public_line(successor)
+        generate(source, successor, comment(source, chosen))
+    new = public_line(source, successor)
     if not is_let_in(source, chosen, invocation.places.known_hosts, successor):
         put(_to_list([old, new], chosen))
         raise BusyError(
@@ -284,7 +285,7 @@ def _listed(config: Config) -> list[Listed]:
     for name, source in config.source.items():
         line = made = None
         try:
-            line = public_line(source.identity)
+            line = public_line(name, source.identity)
             stamp = source.identity.stat().st_mtime
             made = datetime.fromtimestamp(stamp, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             state = "ready"

@@ -178,6 +178,9 @@ def hello(
     """
     if source_.protocol == "original":
         return source.original_greeting(name, source_)
+    unusable = ssh.key_fault(name, source_.identity)
+    if unusable is not None:
+        raise unusable
     argv = ssh.command(source_, known_hosts, "hello", None)
     run = Conversation(None, stop, time.monotonic() + HELLO_SECONDS, log)
     try:
@@ -245,7 +248,13 @@ def sent_secret(
 
 
 def ssh_command(task: Task, places: Places, request: Request, serving: Serving) -> list[str]:
-    """The argv that sends ``request`` to the task's source, with the socket that is served."""
+    """The argv that sends ``request`` to the task's source, with the socket that is served.
+
+    Raises ConfigurationError for a key that ssh could not use.
+    """
+    unusable = ssh.key_fault(task.source_name, task.source.identity)
+    if unusable is not None:
+        raise unusable
     forwarding = ssh.Forwarding(remote=request.socket, local=serving.path)
     return ssh.command(task.source, places.known_hosts, request.line, forwarding)
 

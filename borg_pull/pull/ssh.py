@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from borg_pull.errors import FailedError
+from borg_pull.errors import ConfigurationError, FailedError
 from borg_pull.pull.config import Source
 
 LOST_KEEP_ALIVES = 3
@@ -82,6 +83,38 @@ def command(
     if forwarding is not None:
         argv += ["-R", f"{forwarding.remote}:{forwarding.local}"]
     return [*tied(argv), f"{source.user}@{source.host}", "--", request]
+
+
+def key_fault(name: str, identity: Path) -> ConfigurationError | None:
+    """Why ssh could not use the private key of the source ``name``, as far as its file tells.
+
+    Of a key that it cannot use, ssh says no more than that the source let us not in.
+    """
+    public = identity.with_name(f"{identity.name}.pub")
+    try:
+        mode = identity.stat().st_mode
+    except FileNotFoundError:
+        lost = f"rm {public}, since its private half is lost, and then " if public.exists() else ""
+        return ConfigurationError(
+            f"{identity} does not exist",
+            f"put the key of source {name} back, or make a new one: {lost}"
+            f"borg-pull keys generate {name}",
+        )
+    except OSError as error:
+        return ConfigurationError(
+            f"{identity} cannot be used: {error.strerror}", "give it to the account that runs this"
+        )
+    if mode & 0o077:
+        return ConfigurationError(
+            f"{identity} is open to others (mode {mode & 0o7777:04o}), and ssh refuses it",
+            f"chmod 600 {identity}; if others could read it, replace it, too: "
+            f"borg-pull keys rotate {name}",
+        )
+    if not os.access(identity, os.R_OK):
+        return ConfigurationError(
+            f"{identity} cannot be read by this account", "give it to the account that runs this"
+        )
+    return None
 
 
 def remedy(name: str, said: Sequence[str]) -> str:

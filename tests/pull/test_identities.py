@@ -13,8 +13,10 @@ import pytest
 
 from borg_pull import schema, values
 from borg_pull.admin.authorized_keys import KEY_OPTIONS
-from borg_pull.errors import BorgPullError
+from borg_pull.errors import BorgPullError, ConfigurationError
 from borg_pull.pull import identities
+from borg_pull.pull.config import Source
+from borg_pull.pull.pull import hello
 from borg_pull.source import whitelist
 from tests.harness.builds import SOURCE_12
 from tests.harness.fixtures import SiteMaker
@@ -62,6 +64,50 @@ class TestGenerate:
         answer = run("keys", "generate", "web1", "--config", path)
         assert (answer.exit, "exists" in answer.stderr) == (78, True)
         assert (tmp_path / "keys" / name).read_text() == "precious"
+
+    def test_the_way_out_of_a_lost_private_key(self, tmp_path: Path) -> None:
+        """Each message leads on to the next step, and the last to a new key."""
+        path = configuration(tmp_path, web1={})
+        assert run("keys", "generate", "web1", "--config", path).exit == 0
+        private, public = tmp_path / "keys/web1", tmp_path / "keys/web1.pub"
+        again = run("keys", "generate", "web1", "--config", path).stderr
+        assert again.endswith(
+            "exists; it is left as it is; to have another one, run: borg-pull keys rotate web1"
+        )
+        private.unlink()
+        with pytest.raises(ConfigurationError) as told:
+            identities.public_line("web1", private)
+        step = f"rm {public}, since its private half is lost, and then borg-pull keys generate web1"
+        assert told.value.line().endswith(step)
+        stuck = run("keys", "generate", "web1", "--config", path)
+        assert (stuck.exit, f"if it is lost, rm {public}, and run this" in stuck.stderr) == (
+            78,
+            True,
+        )
+        public.unlink()
+        assert run("keys", "generate", "web1", "--config", path).exit == 0
+        assert identities.public_line("web1", private)
+
+
+@pytest.mark.parametrize("fault", ["missing", "open"])
+def test_a_key_that_ssh_cannot_use_is_not_blamed_on_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """It is found before anything is started."""
+    source = Source.model_validate({"host": "127.0.0.1", "identity": str(tmp_path / "web1")})
+    identities.generate("web1", source.identity, "x")
+    if fault == "open":
+        source.identity.chmod(0o644)
+    else:
+        source.identity.unlink()
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with pytest.raises(ConfigurationError) as told:
+        hello(source, "web1", tmp_path / "known_hosts")
+    wanted = {
+        "missing": "does not exist; put the key of source web1 back, or make a new one: rm ",
+        "open": f"is open to others (mode 0644), and ssh refuses it; chmod 600 {source.identity}",
+    }
+    assert f"{source.identity} {wanted[fault]}" in told.value.line()
 
 
 @pytest.fixture
@@ -116,7 +162,7 @@ class TestRotate:
         third = rotation.rotate()
         assert third.exit == 0, third
         assert rotation.line() == new
-        assert blob(identities.public_line(rotation.identity)) == blob(new)
+        assert blob(identities.public_line("web1", rotation.identity)) == blob(new)
         assert rotation.old in third.stdout
         assert sorted(os.listdir(tmp_path / "keys")) == ["web1", "web1.pub"]
 
@@ -138,8 +184,8 @@ CRASHES = ("before", "without public half", "with the old public half gone", "ha
 def test_a_crash_while_keys_are_replaced_leaves_a_whole_pair(tmp_path: Path, crash: str) -> None:
     """After each step that replacing is made of; the next call does the rest."""
     identity = tmp_path / "web1"
-    old = identities.generate(identity, "old")
-    new = identities.generate(identity.with_name("web1.new"), "new")
+    old = identities.generate("web1", identity, "old")
+    new = identities.generate("web1", identity.with_name("web1.new"), "new")
     steps: list[Callable[[], None]] = [
         lambda: (tmp_path / "web1.pub").unlink(),
         lambda: os.replace(tmp_path / "web1.new", identity),
@@ -149,10 +195,10 @@ def test_a_crash_while_keys_are_replaced_leaves_a_whole_pair(tmp_path: Path, cra
         step()
     public = tmp_path / "web1.pub"
     if public.exists():
-        assert blob(public.read_text()) == blob(identities.public_line(identity))
-    assert blob(identities.public_line(identity)) in (blob(old), blob(new))
+        assert blob(public.read_text()) == blob(identities.public_line("web1", identity))
+    assert blob(identities.public_line("web1", identity)) in (blob(old), blob(new))
     identities.replace(identity)
-    assert blob(identities.public_line(identity)) == blob(public.read_text()) == blob(new)
+    assert blob(identities.public_line("web1", identity)) == blob(public.read_text()) == blob(new)
     assert sorted(os.listdir(tmp_path)) == ["web1", "web1.pub"]
 
 
@@ -168,8 +214,8 @@ class TestList:
             locked={},
             nonsense={},
         )
-        line = identities.generate(keys / "good", "good")
-        identities.generate(keys / "open", "open")
+        line = identities.generate("good", keys / "good", "good")
+        identities.generate("open", keys / "open", "open")
         (keys / "open").chmod(0o640)
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "typed", "-f", keys / "locked"], check=True
@@ -183,8 +229,8 @@ class TestList:
         assert states == {
             "good": "ready",
             "other": "ready",
-            "missing": "cannot be used: No such file or directory",
-            "open": "is open to others",
+            "missing": "does not exist",
+            "open": "is open to others (mode 0640), and ssh refuses it",
             "locked": unfit,
             "nonsense": unfit,
         }
@@ -204,7 +250,7 @@ class TestList:
     def test_a_key_that_is_missing_cannot_be_rotated(self, tmp_path: Path) -> None:
         path = configuration(tmp_path, web1={})
         answer = run("keys", "rotate", "web1", "--config", path)
-        assert (answer.exit, "cannot be used" in answer.stderr) == (78, True)
+        assert (answer.exit, "borg-pull keys generate web1" in answer.stderr) == (78, True)
         assert not (tmp_path / "keys").exists()
 
 
@@ -227,5 +273,5 @@ def test_this_hosts_name(monkeypatch: pytest.MonkeyPatch, host: str, client: str
 def test_a_host_without_ssh_keygen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BorgPullError, match="cannot run ssh-keygen") as caught:
-        identities.generate(tmp_path / "key", "x")
+        identities.generate("web1", tmp_path / "key", "x")
     assert caught.value.exit_code == 71
