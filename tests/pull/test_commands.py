@@ -144,8 +144,8 @@ def in_the_data(server: BackupServer, program: list[str]) -> Iterator[subprocess
         start_new_session=True,
     ) as running:
         assert running.stdout is not None
-        while b'"progress"' not in running.stdout.readline():
-            continue
+        said = iter(running.stdout.readline, b"")
+        assert any(b'"progress"' in line for line in said), "it ended before that"
         yield running
 
 
