@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from borg_pull.aio.configuration import AioConfiguration, shown
-from borg_pull.aio.engine import Container, Engine
+from borg_pull.aio.engine import Container, Engine, EngineError
 from borg_pull.aio.flow import PREFIX, lock_files
 from borg_pull.aio.verdict import SUCCESS_LINES
 from borg_pull.errors import BorgPullError
@@ -67,7 +68,7 @@ def health(policy: AioPolicy) -> dict[str, Any]:
 
 
 def metrics(policy: AioPolicy, runs: Runs) -> dict[str, Any]:
-    """The answer of ``metrics``: Prometheus' text format. Raises EngineError."""
+    """The answer of ``metrics``: Prometheus' text format."""
     registry = CollectorRegistry()
     labels = ("name", "kind")
     ended = Gauge(
@@ -101,8 +102,15 @@ def metrics(policy: AioPolicy, runs: Runs) -> dict[str, Any]:
         ("container",),
         registry=registry,
     )
-    for one in health(policy)["containers"]:
-        container.labels(one["name"]).set(int(one["status"] == "running" and one["ok"]))
+    engine = Gauge(
+        "borg_pull_aio_engine_up",
+        "Whether the container engine answers: 1 yes, 0 no.",
+        registry=registry,
+    )
+    with contextlib.suppress(EngineError):
+        for one in health(policy)["containers"]:
+            container.labels(one["name"]).set(int(one["status"] == "running" and one["ok"]))
+        engine.set(1)
     text = generate_latest(registry).decode("utf-8")
     return {"type": "metrics", "version": 1, "format": "prometheus", "text": text}
 

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +30,15 @@ _DRAFT = ".borg-pull-draft-"
 _MAX_BYTES = 4 << 20
 _ATTEMPTS = 20
 
+_HALF_WRITTEN_ATTEMPTS = 4
+_HALF_WRITTEN_SECONDS = 0.2
+
 TargetKeys = dict[str, Any]
 """The keys of the target that the file has, and their values as they stand there."""
+
+
+class _HalfWrittenError(ConfigurationError):
+    """What stands there is no JSON, or not yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +58,8 @@ class Content:
     @property
     def is_set_up(self) -> bool:
         """Whether AIO's interface has been through its set-up."""
-        return bool(self.values.get("wasStartButtonClicked"))
+        # AIO's script takes a number as well as a word for it.
+        return str(self.values.get("wasStartButtonClicked")).lower() in ("1", "true")
 
     @property
     def is_restore(self) -> bool:
@@ -117,6 +126,14 @@ class AioConfiguration:
             os.close(descriptor)
 
     def _read(self, directory: int) -> Content:
+        """AIO writes the file in place: one that is half there is looked at again."""
+        for _ in range(_HALF_WRITTEN_ATTEMPTS):
+            with contextlib.suppress(_HalfWrittenError):
+                return self._read_once(directory)
+            time.sleep(_HALF_WRITTEN_SECONDS)
+        return self._read_once(directory)
+
+    def _read_once(self, directory: int) -> Content:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             with open(os.open(self._name, flags, dir_fd=directory), "rb") as file:
@@ -134,7 +151,7 @@ class AioConfiguration:
         try:
             values = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise ConfigurationError(
+            raise _HalfWrittenError(
                 f"{self.path} is not JSON", "AIO may be writing it; else restore it from a backup"
             ) from error
         if not isinstance(values, dict):

@@ -131,6 +131,10 @@ class Engine:
                 if err:
                     yield "stderr", err
 
+    def detach(self, program: str) -> None:
+        """Start what `start` has made ready, and leave it alone."""
+        self._call("start exec", lambda client: client.exec_start(program, detach=True))
+
     def follow(self, container: str, *, since: float) -> Iterator[tuple[Origin, bytes]]:
         """What the container of this id has written since then, and writes until it ends."""
         chunks = self._call(

@@ -54,6 +54,8 @@ DUMP_LOCK_FILE = "backup-is-running"
 REPOSITORY_LOCK_FILE = "aio-lockfile"
 BACKUP_VOLUME = "nextcloud_aio_backupdir"
 _REACH_SECONDS = 15
+_ASK_SECONDS = 20  # that a container may take to say what runs in it
+_ASK_POLL = 0.05
 _LOG_SECONDS = 5  # that the engine may take to tell the end of an ended container's log
 _LOG_LINES = 50  # that the verdict looks at
 _VERDICT_ATTEMPTS = 20
@@ -668,10 +670,14 @@ def is_unread(engine: Engine, settings: AioSettings, began: float) -> bool:
 def script_runs(engine: Engine, mastercontainer: str) -> bool:
     """Whether AIO's script runs in there, whoever started it. Raises EngineError."""
     program = engine.start(mastercontainer, ["pgrep", "-f", f"^(/[^ ]*/)?[a-z]*sh {SCRIPT}$"], {})
-    for _ in engine.stream(program):
-        pass
-    state = engine.exec_state(program)
-    return state is not None and state.exit_code == 0
+    engine.detach(program)
+    deadline = time.monotonic() + _ASK_SECONDS
+    while time.monotonic() < deadline:
+        state = engine.exec_state(program)
+        if state is None or not state.running:
+            return state is not None and state.exit_code == 0
+        time.sleep(_ASK_POLL)
+    raise EngineError(f"engine: {mastercontainer} does not say what runs in it")
 
 
 def lock_files(settings: AioSettings, target: TargetKeys) -> dict[str, str]:

@@ -383,7 +383,7 @@ def _become_nobodys_child() -> None:
     if os.fork():
         os._exit(0)
     null = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1):
+    for stream in (0, 1, 2):
         os.dup2(null, stream)
     os.close(null)
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from borg_pull import locking_down
+from borg_pull import lockdown, locking_down
 from borg_pull.accounts import acting_as, forced_command_account
 from borg_pull.aio import condition, identity
 from borg_pull.aio.flow import CANCELLABLE
@@ -255,6 +255,8 @@ def _line(connection: socket.socket, seconds: float) -> bytes:
     return line
 
 
+_CHANGES = ("run", "aio", "target-set")
+
 End = tuple[int, str | None, str | None]
 """Exit code, error and hint of an answer."""
 
@@ -269,6 +271,8 @@ class _Answer:
     def give(self, ask: Ask) -> End:
         """Do what is asked for. Raises BorgPullError."""
         policy = load_for(self._config, ask.client)
+        if ask.request in _CHANGES:
+            self._check_lockdown()
         refusal = policy.refusal(ask.request, ask.action or ask.target)
         if refusal is not None:
             raise NotAllowedError(refusal)
@@ -287,6 +291,12 @@ class _Answer:
             "lockdown-off": self._lift,
         }
         return answers[ask.request](policy, ask)
+
+    def _check_lockdown(self) -> None:
+        # The forced command has looked, but it may have been locked down since.
+        reason = lockdown.reason_of(self._config)
+        if reason is not None:
+            raise BusyError(f"this host is {reason}", "try again when that is over")
 
     def _send(self, fields: Mapping[str, JSONValue]) -> None:
         line = encode(fields).encode("ascii") + b"\n"

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,25 @@ def test_draft_of_one_that_was_killed_is_removed(place: Path) -> None:
     (place / ".borg-pull-draft-0011223344556677").write_text("half")
     the(place).replace_target(FIRST, SECOND)
     assert [entry.name for entry in place.iterdir()] == ["configuration.json"]
+
+
+def test_half_written_one_is_looked_at_again(place: Path) -> None:
+    path = place / "configuration.json"
+    whole = path.read_text()
+    path.write_text(whole[:20])
+    writer = threading.Timer(0.3, path.write_text, (whole,))
+    writer.start()
+    assert the(place).replace_target(FIRST, SECOND)
+    writer.join()
+
+
+@pytest.mark.parametrize(
+    ("text", "set_up"),
+    [("true", True), ("1", True), ('"1"', True), ("false", False), ("0", False), ('""', False)],
+)
+def test_whether_aio_is_set_up(place: Path, text: str, set_up: bool) -> None:
+    (place / "configuration.json").write_text(f'{{"wasStartButtonClicked": {text}}}')
+    assert the(place).read().is_set_up is set_up
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,11 @@ def test_lockdown(host: Host) -> None:
     assert "by: client luna" in (host.config.parent / "lockdown").read_text()
     assert host.ask("lockdown-off").only("lockdown")["changed"] is True
     assert [record["client"] for record in host.records()] == ["luna", "luna"]
+    (host.config.parent / "lockdown").write_text("by: the host's admin\n")
+    refused = host.ask("run", action="nightly", detach=False)
+    assert (refused.exit, "is locked down" in refused.end["error"]) == (75, True)
+    assert host.aio.calls() == []
+    (host.config.parent / "lockdown").unlink()
     assert not (host.config.parent / "lockdown").exists()
 
 
@@ -280,6 +285,7 @@ def test_engine_not_there(host: Host) -> None:
     )
     host.start()
     assert host.ask("aio-status").exit == 69
+    assert "borg_pull_aio_engine_up 0.0" in host.ask("metrics").only("metrics")["text"]
     assert host.ask("run", action="nightly", detach=False).exit == 69
     (record,) = host.records("action_complete")
     assert (record["result"], record["exit"]) == ("fail", 69)
