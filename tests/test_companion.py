@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from borg_pull.audit import new_session
 from borg_pull.companion import (
@@ -19,6 +21,7 @@ from borg_pull.companion import (
 )
 from borg_pull.errors import RequestError
 from borg_pull.roles import NEEDS
+from borg_pull.values import action_name_fault, job_fault
 
 SESSION = Session(session=new_session(), key="SHA256:x", address="192.0.2.1", port=22, pid=7)
 JOB = new_session()
@@ -133,3 +136,33 @@ def test_the_last_line() -> None:
         "error": "busy",
         "hint": None,
     }
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_any_line_is_a_request_or_refused(data: st.DataObject) -> None:
+    """What is taken is what `request_line` writes, word for word."""
+    fields = json.loads(request_line(ask(data.draw(st.sampled_from(sorted(REQUESTS))))))
+    texts = st.sampled_from(("nightly", "x y", "/etc", "a" * 65, JOB, "", "luna", "\n", "\u202e"))
+    values = st.one_of(texts, st.booleans(), st.integers(), st.none(), st.just({}), st.just([]))
+    names = st.sampled_from((*fields, "action", "target", "job", "from", "all", "env", "detach"))
+    for name in data.draw(st.lists(names, max_size=2)):
+        fields[name] = data.draw(values)
+    encoded = json.dumps(fields).encode()
+    place = data.draw(st.integers(-len(encoded), len(encoded)))
+    if data.draw(st.booleans()):
+        encoded = encoded[:place] + data.draw(st.binary(max_size=3)) + encoded[place + 1 :]
+    try:
+        taken = parse_request(encoded)
+    except RequestError:
+        return
+    assert parse_request(request_line(taken)) == taken
+    named, _ = REQUESTS[taken.request]
+    for kind, fault in (
+        ("action", action_name_fault),
+        ("target", action_name_fault),
+        ("job", job_fault),
+    ):
+        value = getattr(taken, kind)
+        assert (value is None) is (kind != named)
+        assert value is None or fault(value) is None

@@ -15,6 +15,7 @@ from borg_pull.errors import (
     AuditError,
     BorgPullError,
     ConfigurationError,
+    EndedError,
     InternalError,
     LimitedError,
     NotAllowedError,
@@ -92,8 +93,13 @@ class _Relay:
     def run(self) -> Answer:
         while self._end is None or self._written:
             ready = self._poll()
-            if self._watch in ready:
-                check_endings(self._watch)
+            if self._watch in ready and self._is_told_to_end():
+                return Answer(
+                    exit=BORG_ERROR,
+                    error="a signal ended this request; what it asked for goes on",
+                    hint="see jobs",
+                    is_peer_gone=False,
+                )
             if ready.get(1, 0) & _GONE:
                 return _left()
             if ready.get(1, 0) & select.POLLOUT and not self._write():
@@ -104,6 +110,13 @@ class _Relay:
         if isinstance(self._end, BorgPullError):
             raise self._end
         return self._end
+
+    def _is_told_to_end(self) -> bool:
+        try:
+            check_endings(self._watch)
+        except EndedError:
+            return True
+        return False
 
     def _poll(self) -> dict[int, int]:
         poll = select.poll()

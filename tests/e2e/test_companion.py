@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -231,6 +232,28 @@ def test_a_peer_that_leaves_ends_the_request_alone(site: Site, companion: StandI
     record = answered(site)
     assert (record["verb"], record["exit"]) == ("run", 2)
     assert record["error"] == "the connection closed"
+
+
+@pytest.mark.builds("one")
+def test_a_signal_ends_the_request_alone(site: Site, companion: StandInCompanion) -> None:
+    """As of a lockdown with --kill: the record says that the job goes on."""
+    allow(site)
+    ended = threading.Event()
+
+    def answer(_ask: Ask) -> Iterator[bytes]:
+        yield line({"type": "event"})
+        ended.wait(30)
+
+    companion.answer = answer  # type: ignore[assignment]
+    pull = site.peer().start("run nightly", stdin=b"")
+    assert pull.ssh.stdout is not None
+    assert json.loads(pull.ssh.stdout.readline()) == {"type": "event"}
+    pull.running("borg-pull-source").send(signal.SIGINT)
+    result = pull.wait()
+    ended.set()
+    assert result.exit == 2
+    assert "what it asked for goes on; see jobs" in result.errors
+    assert "goes on" in answered(site)["error"]
 
 
 @pytest.mark.builds("one")

@@ -8,6 +8,8 @@ from random import Random
 
 import tomli
 
+from borg_pull.aio_policy import ACTION_KEYS, AIO_KEYS, TARGET_KEYS
+from borg_pull.roles import FEATURE_KEYS
 from borg_pull.settings import AUDIT_KEYS, RUNTIME_KEYS
 from borg_pull.source.whitelist import CONFINE_KEYS
 from tests.properties import checks, words
@@ -17,6 +19,18 @@ from .target import SEPARATOR, Target, parts
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 CLIENT = "luna"
+AIO = """
+[features]
+enable_admin = true
+[aio]
+keep_jobs = 5
+[aio.target.vault]
+remote_repo = "ssh://u@h:22/srv/x"
+[action.nightly]
+type = "nextcloud_aio_backup"
+target = "vault"
+restore_after = true
+"""
 RUNTIME = b'runtime = { socket_dir = "/s", home = "/h" }\n'
 
 
@@ -34,6 +48,7 @@ def check(data: bytes) -> str:
     assert of_one.clients.get(CLIENT) == whitelist.clients.get(CLIENT)
     document = tomli.loads(main.decode())
     checks.check_rules(whitelist, document)
+    checks.check_policy(main, own, CLIENT, whitelist)
     if own:
         checks.check_client(whitelist.clients[CLIENT], tomli.loads(own.decode()))
     return "loaded"
@@ -43,6 +58,7 @@ def seeds() -> Iterable[bytes]:
     """The samples, good and bad, and a client's own file."""
     for path in sorted(SAMPLES.glob("*/*.toml")):
         yield path.read_bytes()
+    yield RUNTIME + AIO.encode() + b'[client.luna]\nactions = ["nightly"]\nrole = "action"\n'
     yield RUNTIME + SEPARATOR + b'paths = ["/home"]\nallow = ["create", "list"]\n'
 
 
@@ -62,9 +78,19 @@ SOUND: dict[str, tuple[object, ...]] = {
     "allow_unknown_repository": (True,),
     "allow_relocated_repository": (False,),
     "refuse_empty": (True,),
+    "role": ("read", "action", "backup", "admin"),
+    "actions": (["nightly"], []),
+    "aio_targets": (["vault"], []),
     "keys": (["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIDk1HyEVCEqYYNHTi4RX5KEPeMHb4MuTdPhAtSs4Mhc"],),
 }
-OTHERS = tuple(key.name for keys in (RUNTIME_KEYS, AUDIT_KEYS, CONFINE_KEYS) for key in keys)
+OTHERS = tuple(
+    key.name
+    for keys in (
+        *(RUNTIME_KEYS, AUDIT_KEYS, CONFINE_KEYS, FEATURE_KEYS),
+        *(AIO_KEYS, TARGET_KEYS, ACTION_KEYS),
+    )
+    for key in keys
+)
 TEXTS = (
     *words.PATHS, *words.REPOSITORIES, *words.COMPRESSIONS, *words.EXCLUDES, *words.VERBS,
     "/usr/bin/cat '/etc/x'", "cat", "'", "exclude", "compression", "json", "repokey", "none",
@@ -73,6 +99,9 @@ TEXTS = (
 LINES = (
     b"[runtime]", b"[audit]", b"[confine]", b"[client]", b"[client.luna]", b'[client."a.b"]',
     b"[[client]]", b"[client.luna.x]", b"[client.luna", b"# x", b"", b'"""', b"'''", SEPARATOR,
+    b"[features]", b"enable_admin = true", b"[aio]", b"[aio.target.vault]", b"[action.nightly]",
+    b'host_location = "/mnt/b"', b'remote_repo = "ssh://u@h:22/x"', b'target = "vault"',
+    b'type = "nextcloud_aio_backup"', b"timeout = 60", b"daily_backup = false",
     b"x.y.z = 1", b"\xef\xbb\xbf", b"\xff", b"\x00",
 )  # fmt: skip
 
@@ -103,7 +132,8 @@ def _made_anew(random: Random) -> bytes:
     """A whitelist that is sound unless its keys contradict each other."""
     keys = [_sound(key, random) for key in SOUND if random.random() < 0.25]
     own = [_sound(key, random) for key in SOUND if random.random() < 0.1]
-    text = "\n".join([RUNTIME.decode(), f"[client.{random.choice((CLIENT, 'sol'))}]", *keys])
+    aio = AIO if random.random() < 0.5 else ""
+    text = "\n".join([RUNTIME.decode(), aio, f"[client.{random.choice((CLIENT, 'sol'))}]", *keys])
     return text.encode() + (SEPARATOR + "\n".join(own).encode() if own else b"")
 
 
@@ -128,7 +158,12 @@ def _text(random: Random) -> str:
 TARGET = Target(
     name="whitelist",
     check=check,
-    reaches={"borg_pull.source.whitelist": (), "borg_pull.positions": ()},
+    reaches={
+        "borg_pull.source.whitelist": (),
+        "borg_pull.aio_policy": (),
+        "borg_pull.schema": (),
+        "borg_pull.positions": (),
+    },
     weight=3,
     seeds=seeds,
     mutate=mutate,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from borg_pull import aio_policy
 from borg_pull.errors import RequestError, printable
 from borg_pull.roles import Features
 from borg_pull.schema import SourceFile, WhitelistError
@@ -150,6 +151,34 @@ def check_rules(whitelist: Whitelist, document: dict[str, object]) -> None:
     for name, table in clients.items():
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name)
         check_client(whitelist.clients[name], table)
+
+
+def check_policy(main: bytes, own: bytes, client: str, whitelist: Whitelist) -> None:
+    """That what is sound to the forced command and the admin is so to the companion, and grants the
+    same by other words."""
+    policy = aio_policy.load(
+        SourceFile(name="main.toml", content=main),
+        SourceFile(name="own.toml", content=own) if own else None,
+        client,
+    )
+    assert policy.features == whitelist.settings.features
+    assert policy.runtime == whitelist.settings.runtime
+    assert policy.audit == whitelist.settings.audit
+    rules = whitelist.clients.get(client)
+    assert (policy.client is None) is (rules is None)
+    for target in (*policy.targets.values(), *(one.target for one in policy.actions.values())):
+        if target is not None:
+            assert (target.remote_repo is None) is not (target.host_location is None)
+            assert target.remote_repo is None or target.masked().startswith("ssh://***@")
+    if rules is None or policy.client is None:
+        return
+    for name in ("role", "actions", "aio_targets"):
+        assert getattr(policy.client, name) == getattr(rules, name)
+    assert set(rules.actions) <= set(policy.actions)
+    assert set(rules.aio_targets) <= set(policy.targets)
+    rank = ("read", "action", "backup", "admin").index(rules.role)
+    for name in (*policy.actions, "other"):
+        assert (policy.refusal("run", name) is None) is (rank > 0 and name in rules.actions)
 
 
 def check_client(rules: ClientRules, table: dict[str, Any]) -> None:
