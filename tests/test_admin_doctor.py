@@ -34,6 +34,7 @@ from borg_pull.findings import Findings, findings_lines
 from borg_pull.source.installation import program_beside
 from tests.admin_runs import public_key
 from tests.harness.builds import CAPABILITY, frozen_bundle
+from tests.harness.companion import StandInCompanion
 from tests.harness.site import Installations
 from tests.harness.sshd import make_key, shipped_settings
 from tests.harness.wait import until
@@ -1137,6 +1138,29 @@ def test_who_may_not_read_the_whitelist_is_told(host: Host) -> None:
     answer = host.doctor(prefix=as_user(nobody.pw_uid, nobody.pw_gid))
     assert (answer.exit, answer.report["findings"]) == (78, []), answer.stderr
     assert "root" in answer.stderr
+
+
+def test_companion(host: Host) -> None:
+    """Looked for only where some client may ask for what it does."""
+    path = host.root / "companion.sock"
+    assert host.doctor().amiss("companion") == {}
+    host.write_config(
+        f'actions = ["a"]\n[action.a]\ntype = "nextcloud_aio_backup"\n[aio]\nsocket = "{path}"\n'
+    )
+    try:
+        missing = host.doctor().amiss("companion")["companion.socket"]
+        assert (missing["level"], "nobody is there" in missing["found"]) == ("error", True)
+        assert missing["why"].endswith("refused with 69: luna")
+        companion = StandInCompanion(path)
+        try:
+            assert host.doctor().amiss("companion") == {}
+            path.chmod(0o600)
+            closed = host.doctor().amiss("companion")["companion.access"]
+            assert (closed["level"], closed["found"]) == ("error", f"is closed to {host.account}")
+        finally:
+            companion.close()
+    finally:
+        host.write_config()
 
 
 def test_wrong_whitelist(host: Host) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from borg_pull.companion import Ask, end_line, parse_request
+from borg_pull.errors import RequestError
 
 Answer = Callable[[Ask], Sequence[bytes]]
 
@@ -47,7 +48,7 @@ class StandInCompanion:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
+        with connection, contextlib.suppress(OSError, RequestError):
             ask = parse_request(connection.makefile("rb").readline())
             self.asked.append(ask)
             for one in self.answer(ask):

@@ -13,7 +13,7 @@ from borg_pull.output import print_lines, put
 
 AREAS = (
     *("sshd", "keys", "account", "configuration"),
-    *("programs", "kernel", "storage", "audit"),
+    *("programs", "kernel", "storage", "companion", "audit"),
 )
 """In the order they are told."""
 

@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 from borg_pull import accounts
 from borg_pull.admin import host
 from borg_pull.admin.check import check_configuration
-from borg_pull.admin.doctor import account, kernel, keys, programs, sshd, storage
+from borg_pull.admin.doctor import account, companion, kernel, keys, programs, sshd, storage
 from borg_pull.admin.doctor.sshd import Asked
 from borg_pull.configuration_files import main_file
 from borg_pull.errors import ConfigurationError
@@ -84,6 +84,7 @@ def examination(
     programs.look(findings, who, settings, daemon)
     kernel.look(findings, who, settings.confine.landlock)
     storage.look(findings, who, settings, clients)
+    companion.look(findings, who, config, settings, clients)
     report = Report(
         type="doctor",
         version=1,
