@@ -200,7 +200,8 @@ def test_a_question_of_borgs_names_the_key(variable: str, key: str) -> None:
     end = found(ending(2, stderr=said))
     assert end.exit == 2
     assert end.message is not None
-    assert f"client.luna.{key} = true" in end.message
+    where = "in the whitelist on the source, below [client.luna]"
+    assert f"{where}, for one run: {key} = true" in end.message
     assert found(ending(0, stderr=said)).message is None
 
 

@@ -192,8 +192,9 @@ class LocalRepository(Archives):
         if not is_done(code):
             if self.stop is not None and self.stop.reason is not None:
                 raise RepositoryError(f"borg {verb}: {self.stop.reason}")
+            hint = next((hint for words, hint in _KNOWN_ENDS if words in stderr), None)
             last = printable((stderr.strip().splitlines() or ["no message"])[-1])
-            raise RepositoryError(f"borg {verb} on {self.repository.path}: {last}")
+            raise RepositoryError(f"borg {verb} on {self.repository.path}: {last}", hint)
 
     def start(
         self,
@@ -296,6 +297,16 @@ class LocalRepository(Archives):
             if name in os.environ:
                 environment[name] = os.environ[name]
         return environment
+
+
+_KNOWN_ENDS = (
+    (
+        "newer than repository",
+        "it was put back from a copy, or somebody plays an old one to this host; if it was you, "
+        'docs/restore.md says what to do under "A repository put back from a copy"',
+    ),
+)
+"""Ends of borg's that happen to everybody, in the words of both versions, and what to do."""
 
 
 def _borgs_own(environment: dict[str, str]) -> tuple[Path, Path]:

@@ -28,6 +28,12 @@ _KNOWN_ENDS = (
         "once nothing uses the repository, run borg break-lock on it on the backup server",
     ),
     (b"passphrase supplied in", "the passphrase is wrong"),
+    (
+        b"newer than repository",
+        "the repository is older than what this source has seen of it: it was put back from a "
+        "copy, or somebody plays an old one to it; if it was you, have the source forget the "
+        'repository, as docs/restore.md says under "A repository put back from a copy"',
+    ),
 )
 
 
@@ -110,8 +116,10 @@ def _borg_failed(
         return Finding(exit=code, result="error", error=message, message=message)
     for variable, fault, key in _QUESTIONS:
         if variable in ending.stderr_tail and not getattr(rules, key):
-            message = f"{fault}; if that is as it should be, set client.{client}.{key} = true"
-            return _failed(message)
+            return _failed(
+                f"{fault}; if that is as it should be, then in the whitelist on the source, below "
+                f"[client.{client}], for one run: {key} = true"
+            )
     for marker, message in _KNOWN_ENDS:
         if marker in ending.stderr_tail:
             return _failed(message)

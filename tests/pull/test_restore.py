@@ -6,15 +6,20 @@ import contextlib
 import json
 import os
 import pty
+import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import IO
 
 import pytest
 
+from borg_pull.pull.repository import LocalRepository, RepositoryError
 from tests.harness.builds import PROJECT
+from tests.harness.peer import PASSPHRASE, Repository
 from tests.pull.conftest import BackupServer
+from tests.pull.runs import run as pull_run
 from tests.pull.test_commands import Command, borg_pull, configuration, program
 from tests.pull.test_run import data_of
 from tests.test_docs import commands
@@ -143,6 +148,69 @@ def test_a_source_that_alone_has_the_key(server: BackupServer, borg_pull: Comman
     assert back.read_bytes() == Path(data, "file").read_bytes()
 
 
+def name_of(repository: Repository) -> str:
+    """The id that borg's directories are named after."""
+    found = re.search("^id = (.*)$", (repository.path / "config").read_text(), re.MULTILINE)
+    assert found
+    return found[1]
+
+
+PUT_BACK = "A repository put back from a copy"
+
+
+@pytest.mark.needs_root
+@pytest.mark.builds("pairs")
+def test_a_repository_put_back_from_a_copy(server: BackupServer) -> None:
+    """It is refused at both ends, and the document says the way on; whoever plays an old repository
+    gets no further than that."""
+    source = server.site.source
+    data = data_of(server)
+    secret = source.secret("passphrase", PASSPHRASE + "\n")
+    server.site.allow(paths=[data], passphrase_file=str(secret))
+    repository = server.repository(encryption="repokey")
+    server.job("www", paths=[data])
+    assert server.run() == "success", server.events
+    copy = server.directory / "copy"
+    shutil.copytree(repository.path, copy)
+    assert server.run() == "success", server.events
+    shutil.rmtree(repository.path)
+    shutil.move(copy, repository.path)
+    assert server.run() == "failure"
+    run = server.ledger.last("www")
+    assert run is not None
+    assert run.error is not None
+    assert f'as docs/restore.md says under "{PUT_BACK}"' in run.error
+    config = str(configuration(server))
+    local = LocalRepository(server.config().repository["repository"], lambda: None)
+    with pytest.raises(RepositoryError) as told:
+        local.check("prune", 2, "Cache is newer than repository - do you have multiple repos\n")
+    assert PUT_BACK in told.value.line(), "here, too, where borg has a cache"
+
+    places = {
+        "/srv/backup/www": str(repository.path),
+        "/var/lib/borg-pull/clients": str(source.home / "clients"),
+        "~": os.environ["BORG_BASE_DIR"],
+    }
+    asked = []
+    for command in commands(PROJECT / "docs/restore.md"):
+        if command.section != PUT_BACK:
+            continue
+        text = command.text
+        for shown, here in places.items():
+            text = text.replace(shown, here)
+        words = [*shlex.split(text.replace("name ID", f"name {name_of(repository)}"))]
+        if words[0] == "borg-pull":
+            asked.append(words[1])
+            more = ["--yes"] if words[1] == "forget" else []
+            answer = pull_run(*words[1:], *more, "--config", config)
+            assert answer.exit == 0, answer
+        else:
+            subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    assert asked == ["status", "run", "forget"]
+    assert len(repository.archives()) == 2
+    assert server.run() == "success", "control: nothing stands in the way of the next"
+
+
 @pytest.mark.needs_root
 @pytest.mark.builds("frozen")
 def test_the_commands_of_the_document(server: BackupServer, borg_pull: Command) -> None:
@@ -166,6 +234,8 @@ def test_the_commands_of_the_document(server: BackupServer, borg_pull: Command) 
     (server.directory / "mounted").mkdir()
     run = []
     for command in commands(PROJECT / "docs/restore.md"):
+        if command.section == PUT_BACK:
+            continue  # by the test below
         text = command.text
         for shown, here in places.items():
             text = text.replace(shown, here)
