@@ -65,6 +65,7 @@ EXCEPTIONS = {
 }
 FOLLOWED_ELSEWHERE = (
     "backup-server.md",  # tests/pull/test_chapter.py
+    "nextcloud-aio.md",  # tests/aio/test_chapter.py
     "restore.md",  # tests/pull/test_restore.py
 )
 STARTS_SSHD = "source# systemctl reload ssh"
@@ -275,6 +276,9 @@ class TwoHosts:
     ==============================  =======================================================
     """
 
+    more_places: tuple[str, ...] = ()
+    """What another chapter names besides."""
+
     def __init__(self, workplace: Workplace) -> None:
         self.root = workplace.directory("q")
         self.account = workplace._new_name()
@@ -283,7 +287,8 @@ class TwoHosts:
             (
                 *("/opt/borg-pull", "/etc/borg-pull", "/var/lib/borg-pull", "/root"),
                 *("/run/borg-pull", "/etc/tmpfiles.d", "/etc/logrotate.d"),
-                *("/etc/ssh/sshd_config.d", "/srv/www", "/srv/db"),
+                *("/etc/ssh/sshd_config.d", "/etc/systemd/system", "/srv/www", "/srv/db"),
+                *self.more_places,
             )
         ):
             # Short, for a socket's path has 107 bytes; the last component as it is in output.
@@ -293,6 +298,7 @@ class TwoHosts:
         for made_by_the_system in (
             "/etc/logrotate.d",
             "/etc/ssh/sshd_config.d",
+            "/etc/systemd/system",
             "/srv/www",
             "/srv/db",
             "/root",
@@ -333,6 +339,7 @@ class TwoHosts:
         for name in (
             *("packaging/install.sh", "packaging/grant.sh"),
             *("contrib/logrotate.conf", "contrib/sshd/borg-pull.conf"),
+            *("contrib/systemd/borg-pull-aio.socket", "contrib/systemd/borg-pull-aio.service"),
         ):
             copy = self.checkout / name
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -479,7 +486,10 @@ def assert_as_shown(command: Command, said: str, translated: Callable[[str], str
 def assert_nothing_is_left(hosts: TwoHosts) -> None:
     """Of all that was installed on the source; the copy of the audit log is the admin's."""
     kept = ("/root", "/srv/www", "/srv/db")
-    shared = ("/etc/logrotate.d", "/etc/tmpfiles.d", "/etc/ssh/sshd_config.d")
+    shared = (
+        *("/etc/logrotate.d", "/etc/tmpfiles.d"),
+        *("/etc/ssh/sshd_config.d", "/etc/systemd/system"),
+    )
     for known in hosts.directories:
         if known in kept + shared:
             continue
