@@ -37,7 +37,8 @@ from borg_pull.pull.pull import (
     hello,
 )
 from borg_pull.pull.repository import Archives, LocalRepository
-from borg_pull.pull.source import ORIGINAL, Greeting, remembered
+from borg_pull.pull.said import Greeting, remembered
+from borg_pull.pull.source import ORIGINAL
 from borg_pull.pull.source_repository import SourceRepository
 from borg_pull.pull.stop import Stop
 
@@ -215,7 +216,7 @@ class Batch:
             if one in self._running:
                 self._running.remove(one)
             locks.close()
-            self._fail(one, _our_fault(error))
+            self._fail(one, our_fault(error))
             self.wake()
             return True
 
@@ -442,7 +443,7 @@ class Batch:
             )
             act()
         except Exception as fault:  # noqa: BLE001 - it is the pull's end that must not be lost
-            verdict, error = "failure", _our_fault(fault).line()
+            verdict, error = "failure", our_fault(fault).line()
         fields = {"error": error, "duration": round(time.monotonic() - started, 3)}
         if run is not None:
             self._record(_End(run, verdict, fields))
@@ -539,7 +540,7 @@ class Batch:
             if one.run is None:
                 self._begin(one)
         except (BorgPullError, OSError) as error:
-            self._fail(one, _our_fault(error))
+            self._fail(one, our_fault(error))
             return
         if one.attempts > 0 and one.log is not None:
             done = _Done(one, ExitStack(), None, asked_anew=False, error=FailedError(reason))
@@ -581,16 +582,23 @@ class Batch:
         """Have the ledger take the end of a run; one that it does not take is tried again last."""
         try:
             self._ledger.finish(end.run, end.outcome, **end.fields)
-        except BorgPullError:
+        except Exception:  # noqa: BLE001 - whatever is wrong with one record, the others go on
             self._unrecorded.append(end)
 
     def _record_the_rest(self) -> None:
         for end in self._unrecorded:
             try:
                 self._ledger.finish(end.run, end.outcome, **end.fields)
-            except BorgPullError as error:
-                self.faults.append(error)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._record_at_least(end, our_fault(error))
         self._unrecorded = []
+
+    def _record_at_least(self, end: _End, fault: BorgPullError) -> None:
+        """A run whose end the ledger does not take as it is has failed, and that is why."""
+        self.faults.append(fault)
+        # The next start finds it unfinished, if not even this is to be had.
+        with suppress(BorgPullError):
+            self._ledger.finish(end.run, "failure", error=fault.line())
 
     def _remembered(self, task: Task) -> Greeting | None:
         text = self._ledger.state(f"greeting:{task.source_name}")
@@ -613,15 +621,18 @@ class Batch:
         if one.log is not None and line is not None:
             note(one.log, line)
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._emit_line(
-            {
-                "event": event.pop("event"),
-                "time": now.replace("+00:00", "Z"),
-                "job": one.task.name,
-                "run": one.run,
-                **event,
-            }
-        )
+        try:
+            self._emit_line(
+                {
+                    "event": event.pop("event"),
+                    "time": now.replace("+00:00", "Z"),
+                    "job": one.task.name,
+                    "run": one.run,
+                    **event,
+                }
+            )
+        except Exception as error:  # noqa: BLE001 - what cannot be shown of one ends no other
+            self.faults.append(our_fault(error))
 
 
 def _reads_itself(task: Task) -> bool:
@@ -635,10 +646,10 @@ def _noted(done: _Done) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - whatever it is
-        done.error = _our_fault(error)
+        done.error = our_fault(error)
 
 
-def _our_fault(error: Exception) -> BorgPullError:
+def our_fault(error: Exception) -> BorgPullError:
     """What to say of an error that no source and no network can have caused, if it is none of
     ours already."""
     if isinstance(error, BorgPullError):

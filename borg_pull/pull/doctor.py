@@ -33,7 +33,7 @@ from borg_pull.pull.metrics import segments_size
 from borg_pull.pull.places import Places
 from borg_pull.pull.progress import size
 from borg_pull.pull.repository import LocalRepository
-from borg_pull.pull.source import PROTOCOL, Greeting, greeting
+from borg_pull.pull.said import PROTOCOL, Greeting, clock, greeting
 from borg_pull.pull.timers import installed, usual_directory
 from borg_pull.pull.units import Scope
 
@@ -579,10 +579,8 @@ def _look_at_clock(findings: Findings, name: str, source: Source, places: Places
     before = time.time()
     said = _asked(source, places)
     after = time.time()
-    try:
-        told = json.loads(b"" if said is None else said.stdout)["time"]
-        moment = datetime.fromisoformat(told).timestamp()
-    except (ValueError, KeyError, TypeError):
+    moment = None if said is None else clock(said.stdout)
+    if moment is None:
         findings.unchecked(
             "source.clock", name, "does not tell its time", remedy="bring it up to date"
         )

@@ -8,7 +8,7 @@ from typing import Literal
 
 from borg_pull.pull import ssh
 from borg_pull.pull.progress import size
-from borg_pull.pull.source import Transcript
+from borg_pull.pull.said import Result, Transcript
 
 Verdict = Literal["success", "warning", "failure"]
 
@@ -59,8 +59,8 @@ class Outcome:
 
 def judge(evidence: Evidence) -> Outcome:
     """The verdict: never by an exit code alone, and never a success without the archive."""
-    result = evidence.transcript.result or {}
-    borg_code = result.get("borg_code") if isinstance(result.get("borg_code"), int) else None
+    result = evidence.transcript.result
+    borg_code = None if result is None else result.borg_code
     failure = _failure(evidence, result)
     if failure is not None:
         return Outcome("failure", failure, borg_code)
@@ -85,7 +85,7 @@ def is_doubtful(evidence: Evidence) -> bool:
     )
 
 
-def _failure(evidence: Evidence, result: dict[str, object]) -> str | None:
+def _failure(evidence: Evidence, result: Result | None) -> str | None:
     last = _last_words(evidence)
     if evidence.given_up is not None:
         return evidence.given_up
@@ -99,12 +99,12 @@ def _failure(evidence: Evidence, result: dict[str, object]) -> str | None:
             return f"ssh: the connection was lost{why}"
         return f"ssh: {last or 'the connection failed'}"
     if evidence.ssh_exit not in (0, 1):
-        said = result.get("error")
+        said = None if result is None else result.error
         if said is None and evidence.ssh_exit is not None and evidence.ssh_exit > _BY_SIGNAL:
             return (
                 f"the source's command was killed by {_signal_name(evidence.ssh_exit - _BY_SIGNAL)}"
             )
-        return (said if isinstance(said, str) else None) or last or f"exit {evidence.ssh_exit}"
+        return said or last or f"exit {evidence.ssh_exit}"
     if evidence.lookup_error is not None:
         return f"the archive could not be looked up: {evidence.lookup_error}"
     if evidence.archive_id is None and evidence.ssh_exit == 1:
@@ -120,10 +120,9 @@ def _failure(evidence: Evidence, result: dict[str, object]) -> str | None:
     return None
 
 
-def _warning(evidence: Evidence, result: dict[str, object]) -> str | None:
+def _warning(evidence: Evidence, result: Result | None) -> str | None:
     if evidence.ssh_exit != 0:
-        said = result.get("error")
-        return (said if isinstance(said, str) else None) or _last_words(evidence) or "borg warned"
+        return (result and result.error) or _last_words(evidence) or "borg warned"
     return None
 
 
@@ -142,5 +141,5 @@ def _signal_name(number: int) -> str:
 
 
 def _last_words(evidence: Evidence) -> str | None:
-    complaints = evidence.transcript.complaints or []
+    complaints = evidence.transcript.complaints
     return complaints[-1] if complaints else (evidence.ssh_said or None)

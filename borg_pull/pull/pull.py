@@ -19,16 +19,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from borg_pull.errors import BorgPullError, ConfigurationError, FailedError, printable
-from borg_pull.pull import outcome, source, ssh
+from borg_pull.errors import BorgPullError, ConfigurationError, FailedError
+from borg_pull.pull import outcome, said, source, ssh
 from borg_pull.pull.config import Job, Repository, Source, archive_prefix
 from borg_pull.pull.ledger import Run
 from borg_pull.pull.log import LogFile, foreign
 from borg_pull.pull.outcome import Evidence, Outcome
 from borg_pull.pull.places import Places
 from borg_pull.pull.repository import Archive, Archives
+from borg_pull.pull.said import Greeting, Progress, Transcript
 from borg_pull.pull.serve import Serving
-from borg_pull.pull.source import Greeting, Progress, Request, Transcript
+from borg_pull.pull.source import Request
 from borg_pull.pull.stop import Stop
 
 HELLO_SECONDS = 60.0
@@ -126,7 +127,7 @@ def attempt(
     finally:
         archives.dismiss()
     archive, statistics_ = look.archive, look.statistics
-    original_size = _size(statistics_, "original_size")
+    original_size = statistics_.get("original_size")
     evidence = Evidence(
         ssh_exit=run.exit,
         given_up=run.given_up,
@@ -141,7 +142,7 @@ def attempt(
         usual_size=int(statistics.median(usual_sizes)) if usual_sizes else None,
         shrink_alarm=task.job.shrink_alarm,
     )
-    session = (run.transcript.result or {}).get("session")
+    result = run.transcript.result
     verdict = outcome.judge(evidence)
     refused = run.host_key_fault(task.source_name)
     error = source.with_advice(verdict.error, greeting) if refused is None else refused.line()
@@ -151,15 +152,15 @@ def attempt(
         outcome=replace(verdict, error=error),
         busy=outcome.is_busy(evidence),
         doubtful=outcome.is_doubtful(evidence),
-        session=session if isinstance(session, str) else None,
+        session=None if result is None else result.session,
         exit=run.exit,
         archive=name if archive is None else archive.name,
         archive_id=None if archive is None else archive.id,
-        files=_size(statistics_, "nfiles"),
+        files=statistics_.get("nfiles"),
         original_size=original_size,
-        new_size=_size(statistics_, "deduplicated_size"),
+        new_size=statistics_.get("deduplicated_size"),
         duration=round(time.monotonic() - started, 3),
-        complaints=run.transcript.complaints or [],
+        complaints=[*run.transcript.complaints],
         listed=look.listed,
     )
 
@@ -192,13 +193,13 @@ def hello(
         raise UnreachableError(f"source {name}: {why}")
     if run.exit == 0:
         try:
-            return source.greeting(run.answer)
+            return said.greeting(run.answer)
         except ValueError as error:
             raise UnreachableError(f"source {name}: {error}") from error
     refused = run.host_key_fault(name)
     if refused is not None:
         raise refused
-    lines = run.transcript.complaints or []
+    lines = run.transcript.complaints
     ours = any(line.startswith("borg-pull-source: ") for line in lines)
     last = lines[-1] if lines else f"exit {run.exit}"
     if run.exit == ssh.CONNECTION_FAILED:
@@ -305,7 +306,7 @@ class Conversation:
         """What was wrong with the host key of the source ``name``, if that ended it."""
         if self._serving is not None and self._serving.is_connected:
             return None
-        return ssh.host_key_fault(name, self.exit, self.transcript.complaints or ())
+        return ssh.host_key_fault(name, self.exit, self.transcript.complaints)
 
     def pull(self, argv: list[str], secret: bytes | None) -> None:
         """Run ``argv``; ``secret`` is its input's only line. Nothing of it runs on, come what may.
@@ -411,7 +412,7 @@ class Conversation:
                 if self._on_line is not None:
                     self._on_line(bytes(line))
                 if not line.startswith(b"{"):
-                    self.ssh_said = printable(line.decode("utf-8", "replace").strip())
+                    self.ssh_said = said.sentence(line.decode("utf-8", "replace").strip())
 
     def _show(self, progress: Progress) -> None:
         now = time.monotonic()
@@ -433,7 +434,7 @@ class _Look:
     """What a look into the repository after a run has found."""
 
     archive: Archive | None = None
-    statistics: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, int] = field(default_factory=dict)
     """The archive's, as borg gave them."""
     listed: frozenset[str] | None = None
     """The ids of all that match."""
@@ -452,28 +453,19 @@ def _looked_up(
     """
     if run.given_up is not None or run.exit not in (0, 1):
         return _Look()
-    import json
-
-    said: dict[str, Any] = {}
-    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        said = dict(json.loads(run.answer)["archive"])
-    made = str(said.get("name", name))
+    claimed = said.made(run.answer)
+    made = name if claimed.name is None else claimed.name
     if not source.is_named(made, name):
-        return _Look(error=f"the source made {printable(made[:200])}, not the archive {name}")
+        return _Look(error=f"the source made {made}, not the archive {name}")
     try:
         found = archives.archives(glob)
         listed = frozenset(one.id for one in found)
         archive = archives.named(made, found)
         if archive is None:
             return _Look(listed=listed)
-        stats = said.get("stats") or archives.info(made).get("stats")
+        stats = claimed.statistics or said.statistics(archives.info(made).get("stats"))
     except (BorgPullError, ValueError, LookupError) as error:
         return _Look(error=error.line() if isinstance(error, BorgPullError) else str(error))
-    if archive.id in on_record or said.get("id", archive.id) != archive.id:
+    if archive.id in on_record or claimed.id not in (None, archive.id):
         return _Look(listed=listed, error=f"the archive {made} is another one than the run made")
-    return _Look(archive, stats if isinstance(stats, dict) else {}, listed)
-
-
-def _size(stats: dict[str, Any], name: str) -> int | None:
-    value = stats.get(name)
-    return value if type(value) is int and 0 <= value < 2**63 else None
+    return _Look(archive, stats, listed)

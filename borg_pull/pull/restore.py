@@ -27,8 +27,8 @@ from borg_pull.pull.places import Places
 from borg_pull.pull.progress import counting
 from borg_pull.pull.pull import Conversation, Task, hello, sent_secret, ssh_command
 from borg_pull.pull.repositories import opened
+from borg_pull.pull.said import Greeting
 from borg_pull.pull.serve import Serving
-from borg_pull.pull.source import Greeting
 from borg_pull.pull.stop import Stop
 from borg_pull.values import path_fault
 
@@ -105,7 +105,7 @@ def restore(
         word = "would restore" if dry_run else "restored"
         put(f"{word} {done.items} items of {printable(found.name)}\n")
         if done.directory is not None:
-            put(f"on source {job.source_name} they are in {printable(done.directory)}\n")
+            put(f"on source {job.source_name} they are in {done.directory}\n")
         for warning in done.warnings:
             print_error(warning, "yellow")
     return 1 if done.warnings else 0
@@ -150,18 +150,15 @@ def _restored(
         deadline = time.monotonic() + job.job.deadline.total_seconds()
         talk = Conversation(serving, stop, deadline, log, on_line=hear)
         talk.pull(ssh_command(job, places, request, serving), sent)
-    result = talk.transcript.result or {}
-    complaints = talk.transcript.complaints or []
+    result, complaints = talk.transcript.result, talk.transcript.complaints
     if talk.given_up is not None or talk.exit not in (0, 1):
-        said = result.get("error")
         last = complaints[-1] if complaints else talk.ssh_said or f"exit {talk.exit}"
-        text = talk.given_up or (printable(said) if isinstance(said, str) else last)
+        text = talk.given_up or (result and result.error) or last
         kind = BusyError if talk.exit == BUSY else FailedError
         raise kind(f"source {job.source_name}: {text}")
-    directory, session = result.get("directory"), result.get("session")
     return Restored(
         items=items,
-        directory=directory if isinstance(directory, str) else None,
-        session=session if isinstance(session, str) else None,
-        warnings=complaints if talk.exit == 1 else [],
+        directory=None if result is None else result.directory,
+        session=None if result is None else result.session,
+        warnings=[*complaints] if talk.exit == 1 else [],
     )

@@ -13,7 +13,7 @@ import click
 from borg_pull.errors import BorgPullError, ConfigurationError, RequestError
 from borg_pull.output import print_error
 from borg_pull.pull import notify, secret
-from borg_pull.pull.batch import Batch
+from borg_pull.pull.batch import Batch, our_fault
 from borg_pull.pull.condition import conditions, start_of
 from borg_pull.pull.config import Config
 from borg_pull.pull.due import is_due
@@ -174,6 +174,8 @@ def _attempt(faults: list[BorgPullError], act: object) -> None:
         act()
     except BorgPullError as error:
         faults.append(error)
+    except Exception as error:  # noqa: BLE001 - the rest is to be told all the same
+        faults.append(our_fault(error))
 
 
 def _remove_old_logs(logs: Path, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What is said to a source: requests, and what its answers mean.
+"""What is said to a source: requests. `borg_pull.pull.said` has its answers.
 
 ``docs/protocol.md`` is the contract. A source that runs the original tool has no ``hello``; it
 understands ``create`` with ``-C``, ``-p`` and ``-x``, one path, and a socket named ``CLIENT.sock``.
@@ -6,76 +6,22 @@ understands ``create`` with ``-C``, ``-p`` and ``-x``, one path, and a socket na
 
 from __future__ import annotations
 
-import json
 import secrets
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-from borg_pull.errors import ConfigurationError, printable
+from borg_pull.errors import ConfigurationError
 from borg_pull.pull.config import Job, Source
+from borg_pull.pull.said import Greeting
 
-PROTOCOL = 1
 ORIGINAL = 0
 """The protocol number that stands for the original tool."""
 
 _NONCE_BYTES = 16
-
-
-@dataclass(frozen=True)
-class Greeting:
-    """What a source says of itself; also what is remembered between runs."""
-
-    protocol: int
-    client: str
-    socket_directory: str
-    verbs: tuple[str, ...]
-    passphrase_stdin: bool
-    version: str | None
-    borg: str | None
-    confinement: dict[str, Any]
-
-    def to_json(self) -> str:
-        """For the memory between runs."""
-        return json.dumps(asdict(self))
-
-
-def greeting(answer: bytes) -> Greeting:
-    """The ``hello`` in ``answer``. Raises ValueError for what is none."""
-    said = json.loads(answer)
-    if not isinstance(said, dict) or said.get("type") != "hello":
-        raise ValueError("the answer is no hello")
-    protocol = said.get("protocol")
-    if protocol != PROTOCOL:
-        raise ValueError(f"it speaks protocol {protocol!r}, this program {PROTOCOL}")
-    try:
-        return Greeting(
-            protocol=PROTOCOL,
-            client=_text(said["client"]),
-            socket_directory=_text(said["socket_directory"]),
-            verbs=tuple(_text(verb) for verb in said["verbs"]),
-            passphrase_stdin=said["passphrase_stdin"] is True,
-            version=_text(said["version"]),
-            borg=_text(said["borg"]),
-            confinement=dict(said["confinement"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"its hello lacks what protocol {PROTOCOL} has: {error}") from error
-
-
-def remembered(text: str | None) -> Greeting | None:
-    """The greeting of `Greeting.to_json`, None when there is none that can be used."""
-    if text is None:
-        return None
-    try:
-        fields = json.loads(text)
-        return Greeting(**{**fields, "verbs": tuple(fields["verbs"])})
-    except (ValueError, TypeError, KeyError):
-        return None
 
 
 def original_greeting(name: str, source: Source, said: str | None = None) -> Greeting:
@@ -98,7 +44,6 @@ def original_greeting(name: str, source: Source, said: str | None = None) -> Gre
         passphrase_stdin=False,
         version=None,
         borg=None,
-        confinement={},
     )
 
 
@@ -206,76 +151,3 @@ def _filled(placeholder: str, job: str, source: str, now: datetime) -> str:
     if colon or name not in plain:
         raise ValueError(f"has the unknown placeholder {{{placeholder}}}")
     return plain[name]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far borg has come, by its own word."""
-
-    files: int
-    read_bytes: int
-    new_bytes: int
-
-
-@dataclass
-class Transcript:
-    """What a source said during a run, line by line."""
-
-    progress: Progress | None = None
-    result: dict[str, Any] | None = None
-    """The ``borg_pull_result`` line."""
-    complaints: list[str] | None = None
-    is_finishing: bool = False
-    """Whether borg has read all it will read."""
-
-    def take(self, line: bytes) -> Progress | None:
-        """Note one line of standard error; the progress if it tells of some."""
-        said = _json_object(line)
-        if said is None:
-            text = line.decode("utf-8", "replace").strip()
-            if text:
-                self._complain(text)
-            return None
-        kind = said.get("type")
-        if kind == "archive_progress" and said.get("finished"):
-            self.is_finishing = True
-        elif kind == "archive_progress":
-            self.progress = Progress(
-                files=_number(said.get("nfiles")),
-                read_bytes=_number(said.get("original_size")),
-                new_bytes=_number(said.get("deduplicated_size")),
-            )
-            return self.progress
-        elif kind == "borg_pull_result":
-            self.result = said
-        elif kind == "log_message" and said.get("levelname") in ("WARNING", "ERROR", "CRITICAL"):
-            self._complain(str(said.get("message", "")))
-        return None
-
-    def _complain(self, text: str) -> None:
-        if self.complaints is None:
-            self.complaints = []
-        # A hostile source may talk for hours; what counts is how it began and how it ended.
-        if len(self.complaints) >= 100:
-            del self.complaints[50]
-        self.complaints.append(printable(text[:2000]))
-
-
-def _json_object(line: bytes) -> dict[str, Any] | None:
-    if not line.startswith(b"{"):
-        return None
-    try:
-        said = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return said if isinstance(said, dict) else None
-
-
-def _number(value: object) -> int:
-    return value if type(value) is int and 0 <= value < 2**63 else 0
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.isprintable() or len(value) > 4096:
-        raise TypeError(f"{value!r:.80} is no text")
-    return value

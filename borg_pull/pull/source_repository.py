@@ -8,15 +8,14 @@ host compacts the repository, for which it needs no key either.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from borg_pull.errors import ConfigurationError, NotAllowedError, printable
-from borg_pull.pull import source, ssh
+from borg_pull.errors import ConfigurationError, NotAllowedError
+from borg_pull.pull import said, source, ssh
 from borg_pull.pull.log import LogFile
 from borg_pull.pull.outcome import BUSY
 from borg_pull.pull.places import Places
@@ -29,8 +28,8 @@ from borg_pull.pull.repository import (
     LocalRepository,
     RepositoryError,
 )
+from borg_pull.pull.said import Greeting
 from borg_pull.pull.serve import Serving
-from borg_pull.pull.source import Greeting
 from borg_pull.pull.stop import Stop
 
 ANSWER_LIMIT = 16 * 1024 * 1024
@@ -182,7 +181,7 @@ class SourceRepository(Archives):
             size += len(line)
             if size > ANSWER_LIMIT:
                 return
-            text = _text(line)
+            text = said.message(line)
             if text is None:
                 return
             lines.append(text)
@@ -212,10 +211,9 @@ class SourceRepository(Archives):
         refused = asked.host_key_fault(task.source_name)
         if refused is not None:
             raise refused
-        result = asked.transcript.result or {}
-        said, complaints = result.get("error"), asked.transcript.complaints or []
+        result, complaints = asked.transcript.result, asked.transcript.complaints
         last = complaints[-1] if complaints else asked.ssh_said or f"exit {code}"
-        return answer, said if isinstance(said, str) else last
+        return answer, (result and result.error) or last
 
 
 def is_stored(task: Task, object_id: str) -> bool:
@@ -237,15 +235,4 @@ def is_stored(task: Task, object_id: str) -> bool:
 def _is_sound(archive: Archive) -> bool:
     """Whether it is made as borg makes them: what the source says ends up in arguments here."""
     is_id = re.fullmatch("[0-9a-f]{64}", archive.id) is not None
-    return is_id and 0 < len(archive.name) <= LONGEST_NAME
-
-
-def _text(line: bytes) -> str | None:
-    """What a line says to people: of those of ``--log-json`` borg's messages do."""
-    text: object = line.decode("utf-8", "replace")
-    try:
-        said = json.loads(line)
-        text = said["message"] if said["type"] == "log_message" else None
-    except _NO_ANSWER:
-        pass  # a line of plain text
-    return None if text is None else printable(str(text))
+    return is_id and 0 < len(archive.name) <= LONGEST_NAME and archive.name.isprintable()

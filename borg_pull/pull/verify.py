@@ -38,7 +38,8 @@ from borg_pull.pull.pull import Attempt, Task, attempt, hello
 from borg_pull.pull.repositories import local
 from borg_pull.pull.repository import LocalRepository
 from borg_pull.pull.run import task
-from borg_pull.pull.source import ORIGINAL, Greeting, escaped
+from borg_pull.pull.said import Greeting
+from borg_pull.pull.source import ORIGINAL, escaped
 from borg_pull.pull.stop import Stop, failing_by_signals
 from borg_pull.values import MAX_PATHS, path_fault
 

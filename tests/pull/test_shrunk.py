@@ -15,7 +15,7 @@ import pytest
 
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.outcome import Evidence, judge
-from borg_pull.pull.source import Transcript
+from borg_pull.pull.said import Result, Sentence, Transcript
 from tests.harness.peer import Repository
 from tests.pull.conftest import BackupServer
 from tests.pull.test_commands import Command, borg_pull, program
@@ -77,7 +77,8 @@ def test_an_archive_of_the_usual_size_ends_it(server: BackupServer, borg_pull: C
 
 def test_a_warning_of_borg_s_does_not_hide_it() -> None:
     """What cannot be read any more is missing, too, and borg warns of it."""
-    said = Transcript(result={"error": "/data/file: Permission denied"})
+    error = Sentence("/data/file: Permission denied")
+    said = Transcript(result=Result(None, 107, error, None))
     evidence = Evidence(
         ssh_exit=1,
         given_up=None,
