@@ -172,6 +172,13 @@ def test_a_self_test_that_found_no_room_is_no_bug_of_borg_s() -> None:
     ("said", "word"),
     [
         (b"Failed to create/acquire the lock /r/lock.exclusive (timeout).\n", "break-lock"),
+        (
+            b"Traceback (most recent call last):\n  File ...\nborg.locking.LockFailed: Failed to "
+            b"create/acquire the lock /r/lock.exclusive ([Errno 13] Permission denied: '/r/l.tmp')."
+            b"\n\nPlatform: Linux\nSSH_ORIGINAL_COMMAND: None\n",
+            "could not be locked, and is not: borg.locking.LockFailed: Failed to create/acquire "
+            "the lock /r/lock.exclusive ([Errno 13] Permission denied: '/r/l.tmp'); see owner",
+        ),
         (b"passphrase supplied in BORG_PASSPHRASE, by BORG_PASSCOMMAND or", "is wrong"),
     ],
 )

@@ -30,6 +30,7 @@ from borg_pull.pull.host_keys import KINDS, known_name, named_source, offered, p
 from borg_pull.pull.invocation import Invocation, tolerant
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.metrics import segments_size
+from borg_pull.pull.obstacles import access_fault, holders, is_alive
 from borg_pull.pull.places import Places
 from borg_pull.pull.progress import size
 from borg_pull.pull.repository import LocalRepository
@@ -115,16 +116,35 @@ def examination(invocation: Invocation, names: list[str]) -> Findings:
             "error", "configuration.places", "settings", error.message, remedy=error.hint
         )
         return findings
-    _look_at_secrets(findings, config)
+    looks: list[tuple[str, str, Callable[[], None]]] = [
+        ("configuration.secret", "secrets", lambda: _look_at_secrets(findings, config))
+    ]
     for name in names:
-        _look_at_source(findings, name, config.source[name], places)
+        look = partial(_look_at_source, findings, name, config.source[name], places)
+        looks.append(("source.reached", name, look))
     jobs = [job for job in config.job.values() if job.source in names]
     for name in dict.fromkeys(job.repository for job in jobs):
-        _look_at_repository(findings, name, config.repository[name])
-    _look_at_room(findings, "settings.state_dir", places.state_dir)
-    _look_at_ledger(findings, places)
-    _look_at_timers(findings, invocation)
+        look = partial(_look_at_repository, findings, name, config.repository[name])
+        looks.append(("repository.present", name, look))
+    state = partial(_look_at_room, findings, "settings.state_dir", places.state_dir)
+    looks += [
+        ("storage.room", "settings.state_dir", state),
+        ("ledger.sound", str(places.ledger), lambda: _look_at_ledger(findings, places)),
+        ("timers.installed", "timers", lambda: _look_at_timers(findings, invocation)),
+    ]
+    for code, subject, look_at in looks:
+        try:
+            look_at()
+        except (BorgPullError, OSError) as error:
+            # One thing that cannot be looked at must not hide the others.
+            text = error.line() if isinstance(error, BorgPullError) else _os_text(error)
+            findings.wrong("error", code, subject, text)
     return findings
+
+
+def _os_text(error: OSError) -> str:
+    what = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    return f"{what}{error.strerror or error}"
 
 
 def _object(finding: Finding) -> dict[str, Any]:
@@ -166,6 +186,10 @@ def _tried(
 def _look_at_repository(findings: Findings, name: str, repository: Repository) -> None:
     subject = f"{name} ({repository.path})"
     _look_at_borg(findings, name, repository)
+    barred = access_fault(repository.path)
+    if barred is not None:
+        findings.wrong("error", "repository.writable", subject, barred.message, remedy=barred.hint)
+        return
     if not (repository.path / "config").is_file():
         findings.wrong(
             "error",
@@ -178,15 +202,17 @@ def _look_at_repository(findings: Findings, name: str, repository: Repository) -
         )
         return
     findings.ok("repository.present", subject, "is there")
-    if os.access(repository.path / "data", os.W_OK | os.X_OK):
-        findings.ok("repository.writable", subject, "can be written")
-    else:
+    findings.ok("repository.writable", subject, "can be written")
+    # A process that is there uses it.
+    found = [one for one in holders(repository.path) if not is_alive(one)]
+    if found:
         findings.wrong(
-            "error",
-            "repository.writable",
+            "warning",
+            "repository.lock",
             subject,
-            "cannot be written by this account",
-            remedy="give it to the account that runs borg-pull, or mount its disk read-write",
+            f"is locked by {', '.join(found)}",
+            why="while it is, nothing can be pulled into it",
+            remedy=f"if nothing uses it any more: borg break-lock {repository.path}",
         )
     _look_at_key(findings, name, repository, subject)
     _look_at_room(findings, f"repository.{name}", repository.path)

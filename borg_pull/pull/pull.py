@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from borg_pull.errors import BorgPullError, ConfigurationError, FailedError
-from borg_pull.pull import outcome, said, source, ssh
+from borg_pull.pull import obstacles, outcome, said, source, ssh
 from borg_pull.pull.config import Job, Repository, Source, archive_prefix
 from borg_pull.pull.ledger import Run
 from borg_pull.pull.log import LogFile, foreign
@@ -110,6 +110,9 @@ def attempt(
     BorgPullError for what keeps the pull from being tried at all.
     """
     started = time.monotonic()
+    barred = obstacles.access_fault(task.repository.path)
+    if barred is not None:
+        raise barred
     archives.prepare()
     # All the job's at once: one look finds the new archive, and what is missing of the others.
     glob = f"{archive_prefix(task.name, task.job)}*"
@@ -146,6 +149,11 @@ def attempt(
     verdict = outcome.judge(evidence)
     refused = run.host_key_fault(task.source_name)
     error = source.with_advice(verdict.error, greeting) if refused is None else refused.line()
+    locked = None
+    if verdict.verdict == "failure" and run.given_up is None:
+        locked = obstacles.lock_fault(task.repository.path, run.transcript.complaints or ())
+    if locked is not None:
+        error = locked.line()
     if verdict.shrunk:
         error = f"{error}; {_SHRUNK_ADVICE} {task.name}"
     return Attempt(

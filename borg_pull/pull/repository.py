@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from borg_pull.errors import BorgPullError, FailedError, printable
-from borg_pull.pull import confined, preload
+from borg_pull.last_words import last_words
+from borg_pull.pull import confined, obstacles, preload
 from borg_pull.pull.config import Repository
 from borg_pull.pull.log import LogFile, foreign
 from borg_pull.pull.source import escaped
@@ -188,12 +189,18 @@ class LocalRepository(Archives):
             self.check(words[0], code, said.read().decode("utf-8", "replace"))
 
     def check(self, verb: str, code: int, stderr: str) -> None:
-        """Raise RepositoryError if that is how a failed borg ends."""
+        """Raise RepositoryError, AccessError, LockedError if that is how a failed borg ends."""
         if not is_done(code):
             if self.stop is not None and self.stop.reason is not None:
                 raise RepositoryError(f"borg {verb}: {self.stop.reason}")
+            lines = stderr.splitlines()
+            fault = obstacles.access_fault(self.repository.path) or obstacles.lock_fault(
+                self.repository.path, lines
+            )
+            if fault is not None:
+                raise fault
             hint = next((hint for words, hint in _KNOWN_ENDS if words in stderr), None)
-            last = printable((stderr.strip().splitlines() or ["no message"])[-1])
+            last = printable(last_words(lines) or "no message")
             raise RepositoryError(f"borg {verb} on {self.repository.path}: {last}", hint)
 
     def start(

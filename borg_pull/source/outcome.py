@@ -6,6 +6,7 @@ from _json import encode_basestring_ascii
 
 from borg_pull.credentials import masked
 from borg_pull.errors import BORG_ERROR, BORG_SUCCESS, BORG_WARNING, SocketError
+from borg_pull.last_words import last_words
 from borg_pull.record import Record
 
 TYPE_CHECKING = False
@@ -20,13 +21,11 @@ if TYPE_CHECKING:
 
 MAX_WORDS = 500  # characters of borg's own that are recorded
 
+_LOCK = b"Failed to create/acquire the lock"
+_TIMEOUT = b"(timeout)"
+
 # Ends of borg's that happen to everybody, in the words of both versions.
 _KNOWN_ENDS = (
-    (
-        b"Failed to create/acquire the lock",
-        "the repository, or borg's cache of it, is locked by another run or by one that died; "
-        "once nothing uses the repository, run borg break-lock on it on the backup server",
-    ),
     (b"passphrase supplied in", "the passphrase is wrong"),
     (
         b"newer than repository",
@@ -124,6 +123,18 @@ def _borg_failed(
         if marker in ending.stderr_tail:
             return _failed(message)
     error = _last_words(ending.stderr_tail)
+    if _LOCK in ending.stderr_tail:
+        if _TIMEOUT in ending.stderr_tail:
+            return _failed(
+                "the repository, or borg's cache of it, is locked by another run or by one that "
+                "died; once nothing uses the repository, run borg break-lock on it on the backup "
+                "server"
+            )
+        reason = (error or "").rstrip(".")
+        return _failed(
+            f"the repository, or borg's cache of it, could not be locked, and is not: {reason}; "
+            "see owner, mode and room where that stands"
+        )
     if b"self test failed" in ending.stderr_tail:
         return _failed(
             f"borg's test of itself failed ({error}); "
@@ -159,33 +170,10 @@ def _paths_borg_missed(ending: Ending, allowed: Allowed) -> list[str]:
     return missed
 
 
-# What borg prints around an exception: its report's head and foot, and the frames between.
-_AROUND_AN_EXCEPTION = (
-    "Local Exception",
-    "Remote Exception",
-    "Traceback (most recent call last):",
-    "Platform: ",
-    "Linux: ",
-    "Borg: ",
-    "PID: ",
-    "sys.argv: ",
-    "SSH_ORIGINAL_COMMAND: ",
-    "If you reported",
-    # It says so of a full disk, too.
-    "self test failed",
-    "Could be a bug either in Borg",
-)
-
-
 def _last_words(tail: bytes) -> str | None:
-    """borg's last line that says what happened; of a traceback, the exception."""
     lines = tail.replace(b"\r", b"\n").decode("utf-8", "replace").splitlines()
-    said = [line for one in lines for line in _spoken(one) if line.strip()]
-    for line in reversed(said):
-        text = line.removeprefix("Remote: ").removeprefix("Borg server: ")
-        if text.strip() and not text.startswith((" ", "\t", *_AROUND_AN_EXCEPTION)):
-            return masked(text)[:MAX_WORDS]
-    return masked(said[-1])[:MAX_WORDS] if said else None
+    found = last_words([line for one in lines for line in _spoken(one)])
+    return None if found is None else masked(found)[:MAX_WORDS]
 
 
 def _spoken(line: str) -> list[str]:
