@@ -262,7 +262,9 @@ class Job(_Table):
         "ones, and prune nothing then; 0 never does.",
     )
     deadline: PositiveDuration = _default("12h", "When a run is ended.")
-    retry_window: Duration = _default("60min", "How long a busy source is asked again.")
+    retry_window: Duration = _default(
+        "60min", "How long a busy source, or a locked repository, is tried again."
+    )
     append_only: bool = Field(
         default=True,
         description="Have `borg serve` only append, so that what the source deletes can be had "

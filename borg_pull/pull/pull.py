@@ -69,6 +69,7 @@ class Attempt:
 
     outcome: Outcome
     busy: bool = False
+    """Whether it may go better later: the source is busy, or somebody has locked the repository."""
     doubtful: bool = False
     """Whether it may have failed because the source is not what it once said it was."""
     session: str | None = None
@@ -158,7 +159,7 @@ def attempt(
         error = f"{error}; {_SHRUNK_ADVICE} {task.name}"
     return Attempt(
         outcome=replace(verdict, error=error),
-        busy=outcome.is_busy(evidence),
+        busy=outcome.is_busy(evidence) or locked is not None,
         doubtful=outcome.is_doubtful(evidence),
         session=None if result is None else result.session,
         exit=run.exit,

@@ -207,8 +207,10 @@ def test_locked_by_somebody_else(faulty: Faulty) -> None:
     )
     until(faulty.repository.locked, seconds=30, what="the lock")
     lock = sorted((path / "lock.exclusive").iterdir())
+    faulty.server.document["job"]["job"]["retry_window"] = "1s"
     faulty.run(code=2)
-    faulty.assert_failed("lock")
+    faulty.assert_failed(f"repository {path} is locked by {lock[0].name}; if nothing uses it")
+    assert faulty.last().attempt == 2
     assert sorted((path / "lock.exclusive").iterdir()) == lock, "it is not ours to break"
     holder.communicate()
     faulty.assert_nothing_left()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import threading
 import time
 
@@ -245,6 +246,36 @@ def test_a_busy_source_is_asked_again(
     retry = next(event for event in server.events if event["event"] == "retry")
     assert "another run for this repository is under way" in retry["reason"]
     assert len(repository.archives()) == 2
+
+
+def test_a_repository_that_somebody_else_has_locked_is_waited_for(
+    server: BackupServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("borg_pull.pull.batch.FIRST_PAUSE", 0.2)
+    repository = server.repository()
+    server.job(paths=[data_of(server)])
+    holder = subprocess.Popen(
+        [repository.borg, "with-lock", repository.path, "cat"],
+        stdin=subprocess.PIPE,
+        env=repository.environment(),
+    )
+    until(repository.locked, seconds=30, what="the lock")
+
+    def free() -> None:
+        until(
+            lambda: any(event["event"] == "retry" for event in server.events),
+            seconds=30,
+            what="a retry",
+        )
+        holder.communicate()
+
+    freeing = threading.Thread(target=free)
+    freeing.start()
+    assert server.run() == "success", server.events
+    freeing.join()
+    retry = next(event for event in server.events if event["event"] == "retry")
+    assert f"repository {repository.path} is locked by " in retry["reason"]
+    assert len(repository.archives()) == 1
 
 
 def test_a_source_that_stays_busy_is_a_failure(
