@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10.0
 """How long a companion may take to accept: it is started by the first request."""
 ANSWER_SECONDS = 120.0
-"""How long an answer may take that tells of no event; it may have to ask a slow engine."""
+"""How long nothing may come of an answer that tells of no event; a slow engine may be asked."""
 _WAITING = MAX_ANSWER_LINE * 4  # bytes for a slow peer; then the companion waits
-_LAST_SECONDS = 5.0  # a slow peer has for the last of it
+_LAST_SECONDS = 5.0  # without taking anything a peer has for the last of it
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
@@ -88,7 +88,9 @@ class _Relay:
         self._read = b""
         self._written = b""
         self._end: Answer | BorgPullError | None = None
-        self._deadline = None if is_stream else time.monotonic() + ANSWER_SECONDS
+        self._patience = None if is_stream else ANSWER_SECONDS
+        self._deadline: float | None = None
+        self._wait_anew()
 
     def run(self) -> Answer:
         while self._end is None or self._written:
@@ -128,12 +130,19 @@ class _Relay:
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         return dict(poll.poll(None if left is None else left * 1000 + 1))
 
+    def _wait_anew(self) -> None:
+        """Something has come, or gone on: the time without begins again."""
+        if self._patience is not None:
+            self._deadline = time.monotonic() + self._patience
+
     def _check_deadline(self) -> None:
         if self._deadline is None or time.monotonic() < self._deadline:
             return
         if self._end is not None:
             self._written = b""
             return
+        if self._written:
+            raise SocketError("the answer is not read", "ask again")
         raise SocketError("the companion does not answer", "look at its log")
 
     def _write(self) -> bool:
@@ -143,6 +152,7 @@ class _Relay:
         except OSError:
             return False
         self._written = self._written[count:]
+        self._wait_anew()
         return True
 
     def _receive(self) -> None:
@@ -155,6 +165,7 @@ class _Relay:
         if not received:
             raise _cut_off()
         self._read += received
+        self._wait_anew()
         while self._end is None and b"\n" in self._read:
             line, _, self._read = self._read.partition(b"\n")
             self._take(line)
@@ -176,7 +187,8 @@ class _Relay:
             self._written += line + b"\n"
             return
         self._end = _answer(fields)
-        self._deadline = time.monotonic() + _LAST_SECONDS
+        self._patience = _LAST_SECONDS
+        self._wait_anew()
         if self._is_stream or not isinstance(self._end, Answer) or self._end.exit:
             self._written += line + b"\n"
 
