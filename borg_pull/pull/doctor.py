@@ -23,7 +23,7 @@ from borg_pull import __version__
 from borg_pull.errors import BorgPullError, ConfigurationError, NotAllowedError, printable
 from borg_pull.findings import Finding, Findings, findings_lines, many
 from borg_pull.output import print_lines, put
-from borg_pull.pull import identities, secret, ssh
+from borg_pull.pull import identities, notify, secret, ssh
 from borg_pull.pull.condition import rfc3339
 from borg_pull.pull.config import Config, Repository, Source
 from borg_pull.pull.host_keys import KINDS, known_name, named_source, offered, pinned
@@ -31,10 +31,12 @@ from borg_pull.pull.invocation import Invocation, tolerant
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.metrics import segments_size
 from borg_pull.pull.obstacles import access_fault, holders, is_alive
+from borg_pull.pull.outcome import BUSY
 from borg_pull.pull.places import Places
 from borg_pull.pull.progress import size
 from borg_pull.pull.repository import LocalRepository
-from borg_pull.pull.said import PROTOCOL, Greeting, clock, greeting
+from borg_pull.pull.said import PROTOCOL, Greeting, Transcript, clock, greeting
+from borg_pull.pull.source import archive_name, create
 from borg_pull.pull.timers import installed, usual_directory
 from borg_pull.pull.units import Scope
 
@@ -47,6 +49,8 @@ _LITTLE_BYTES = 1 << 30
 _NO_BYTES = 16 << 20
 _NEARLY_FULL = 0.9
 _SKEW_SECONDS = 30.0
+_NO_SOCKET = 69
+"""How a source ends a request that it would take, but for the socket."""
 _BORG_SECONDS = 120.0
 
 _SCHEMA = """\
@@ -120,7 +124,7 @@ def examination(invocation: Invocation, names: list[str]) -> Findings:
         ("configuration.secret", "secrets", lambda: _look_at_secrets(findings, config))
     ]
     for name in names:
-        look = partial(_look_at_source, findings, name, config.source[name], places)
+        look = partial(_look_at_source, findings, config, name, places)
         looks.append(("source.reached", name, look))
     jobs = [job for job in config.job.values() if job.source in names]
     for name in dict.fromkeys(job.repository for job in jobs):
@@ -157,7 +161,21 @@ def _object(finding: Finding) -> dict[str, Any]:
 def _look_at_secrets(findings: Findings, config: Config) -> None:
     """Files of secrets: there, and closed to others."""
     files = {f"job.{name}.ping_url_file": job.ping_url_file for name, job in config.job.items()}
-    files["notify.urls_file"] = config.notify.urls_file
+    urls = config.notify.urls_file
+    if urls is not None and _tried(
+        findings,
+        "configuration.secret",
+        "notify.urls_file",
+        partial(secret.lines, urls),
+        f"give {urls} to this account, with mode 0600",
+    ):
+        _tried(
+            findings,
+            "configuration.notify",
+            f"notify.urls_file ({urls})",
+            lambda: notify.check(secret.lines(urls)),
+            "mend it: nobody is told of anything else",
+        )
     for key, path in files.items():
         if path is not None:
             _tried(
@@ -420,8 +438,9 @@ class _Said:
         return printable(lines[-1]) if lines else f"exit {self.code}"
 
 
-def _look_at_source(findings: Findings, name: str, source: Source, places: Places) -> None:
+def _look_at_source(findings: Findings, config: Config, name: str, places: Places) -> None:
     """Step by step, as far as each lets the next be looked at."""
+    source = config.source[name]
     if not _is_reached(findings, name, source):
         return
     if not _has_pinned_key(findings, name, source, places):
@@ -446,6 +465,9 @@ def _look_at_source(findings: Findings, name: str, source: Source, places: Place
     if answer is not None:
         _look_at_forwarding(findings, name, source, places, answer)
         _look_at_clock(findings, name, source, places)
+        for job_name, job in config.job.items():
+            if job.source == name:
+                _look_at_request(findings, config, job_name, places, answer)
 
 
 def _is_reached(findings: Findings, name: str, source: Source) -> bool:
@@ -499,12 +521,15 @@ def _has_pinned_key(findings: Findings, name: str, source: Source, places: Place
 
 
 def _asked(
-    source: Source, places: Places, forwarding: ssh.Forwarding | None = None
+    source: Source,
+    places: Places,
+    forwarding: ssh.Forwarding | None = None,
+    request: str = "hello",
 ) -> _Said | None:
-    """Ask with hello; None when it does not answer in time. Raises OSError."""
+    """Ask, with hello unless told otherwise; None for no answer in time. Raises OSError."""
     try:
         done = subprocess.run(
-            ssh.command(source, places.known_hosts, "hello", forwarding),
+            ssh.command(source, places.known_hosts, request, forwarding),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -597,6 +622,48 @@ def _look_at_forwarding(
         "does not answer" if said is None else said.last,
         why="borg on the source reaches the repository through that alone",
         remedy="on the source: borg-pull-admin doctor /etc/borg-pull/config.toml",
+    )
+
+
+def _look_at_request(
+    findings: Findings, config: Config, name: str, places: Places, answer: Greeting
+) -> None:
+    """Send what the job will send, but with no socket: all that the source can refuse it refuses
+    before it looks for that."""
+    job = config.job[name]
+    source, repository = config.source[job.source], config.repository[job.repository]
+    subject = f"job {name}"
+    try:
+        archive = archive_name(job.archive, name, job.source, datetime.now(UTC))
+        asked = create(answer, source, job, repository.path, archive)
+    except (BorgPullError, ValueError) as error:
+        findings.wrong(
+            "error", "source.request", subject, str(error), remedy=f"see [job.{name}] here"
+        )
+        return
+    said = _asked(source, places, request=asked.line.replace("create ", "create --dry-run ", 1))
+    if said is None or said.code == _NO_SOCKET:
+        if said is None:
+            findings.unchecked("source.request", subject, "does not answer", remedy="try again")
+        else:
+            findings.ok("source.request", subject, "would be taken")
+        return
+    heard = Transcript()
+    for line in said.stderr.splitlines():
+        heard.take(line.encode())
+    last = heard.complaints[-1] if heard.complaints else said.last
+    fault = last.removeprefix("borg-pull-source: ")
+    if said.code == BUSY:
+        findings.unchecked("source.request", subject, fault, remedy="try again later")
+        return
+    findings.wrong(
+        "error",
+        "source.request",
+        subject,
+        fault,
+        why="the source refuses what this job asks for",
+        remedy=f"in the whitelist on the source, below [client.{answer.client}], allow it, or "
+        f"change [job.{name}] here",
     )
 
 

@@ -222,6 +222,21 @@ def urls(file: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def check(addresses: Sequence[str]) -> None:
+    """Raise ConfigurationError for none, and for one that cannot be sent to; nothing is sent."""
+    import apprise
+
+    logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
+    if not addresses:
+        raise ConfigurationError("there is no URL in it", "add one a line")
+    for number, address in enumerate(addresses, start=1):
+        if not apprise.Apprise().add(address):
+            raise ConfigurationError(
+                f"URL {number} of the notification URLs is none that Apprise knows",
+                "its documentation lists them",
+            )
+
+
 def deliver(addresses: Sequence[str], title: str, body: str, *, is_bad: bool) -> None:
     """Send one message to everybody. Raises ConfigurationError, NotifyError."""
     import apprise

@@ -90,7 +90,8 @@ def says(server: BackupServer, **changes: object) -> str:
     script = server.site.source.directory / "stand-in.json"
     script.write_text(json.dumps(hello))
     script.chmod(0o644)
-    return f"cat {shlex.quote(str(script))}"
+    answer = f"cat {shlex.quote(str(script))}"
+    return f"case $SSH_ORIGINAL_COMMAND in hello) {answer};; *) exit 69;; esac"
 
 
 @pytest.mark.builds("every")
@@ -101,7 +102,7 @@ def test_nothing_is_amiss(sound: BackupServer, borg_pull: Command) -> None:
     seen = {finding["code"] for finding in report["findings"]}
     assert {
         *(f"source.{one}" for one in ("reached", "host-key", "key", "command", "verbs")),
-        *(f"source.{one}" for one in ("version", "borg", "forwarding", "clock")),
+        *(f"source.{one}" for one in ("version", "borg", "forwarding", "clock", "request")),
         *(f"repository.{one}" for one in ("present", "opens", "writable", "borg")),
         *("storage.room", "ledger.sound", "timers.installed"),
     } <= seen
@@ -128,6 +129,27 @@ def test_another_host_key(sound: BackupServer) -> None:
     other = make_key(sound.directory / "other").split()[1]
     (sound.directory / "known_hosts").write_text(f"{name} {kind} {other}\n")
     assert "SHA256:" in only(sound, "source.host-key")
+
+
+def test_what_a_run_would_be_refused(sound: BackupServer) -> None:
+    """A path that the whitelist has not; nothing is run to find that out."""
+    before = len(sound.site.source.audit(event="start"))
+    sound.job("other", paths=["/etc/shadow"])
+    found = only(sound, "source.request")
+    assert "path '/etc/shadow' is not allowed to client luna" in found
+    sound.document["job"].pop("other")
+    assert findings(sound, code=0) == {}, "control: the job that is allowed"
+    assert len(sound.site.source.audit(event="start")) == before
+
+
+def test_nonsense_among_the_notification_urls(sound: BackupServer) -> None:
+    urls = sound.directory / "notify.urls"
+    urls.write_text("json://localhost/\n")
+    urls.chmod(0o600)
+    sound.document["notify"] = {"urls_file": str(urls)}
+    assert findings(sound, code=0) == {}
+    urls.write_text("json://localhost/\nnonsense\n")
+    assert "URL 2 of the notification URLs" in only(sound, "configuration.notify")
 
 
 def test_our_key_is_refused(sound: BackupServer) -> None:
