@@ -143,6 +143,7 @@ class Flow:
         self,
         plan: Plan,
         settings: AioSettings,
+        engine: Engine,
         events: Events,
         note: Callable[[Mapping[str, Any]], None],
         cancelled_by: Callable[[], str | None],
@@ -150,7 +151,7 @@ class Flow:
     ) -> None:
         self._plan = plan
         self._settings = settings
-        self._engine = Engine(settings.engine)
+        self._engine = engine
         self._configuration = AioConfiguration(settings.configuration_file)
         self._events = events
         self._note = note
@@ -201,10 +202,10 @@ class Flow:
             self._wait_for_backup()
         except _DeadlineError:
             return self._late()
-        self._enter("verdict")
+        self._enter_anyway("verdict")
         outcome = self._verdict()
         if self._plan.start_containers or self._plan.automatic_updates:
-            self._enter("health")
+            self._enter_anyway("health")
             outcome = self._healthy(outcome)
         return outcome
 
@@ -213,7 +214,7 @@ class Flow:
         self._events.add("state", state=state)
 
     def _enter_anyway(self, state: State) -> None:
-        """The journal's disk may be full; what it has already is enough from here on."""
+        """The journal may find no room; from the script's start on it has all that it needs."""
         with contextlib.suppress(SystemRefusedError):
             self._note({"state": state})
         self._events.add("state", state=state)
@@ -329,7 +330,7 @@ class Flow:
         )
         self._note({"program": program, "began": self._began})
         self._read_in_background(self._engine.stream(program), script=True)
-        self._enter("watch")
+        self._enter_anyway("watch")
         return self._watch(program)
 
     def _read_in_background(

@@ -162,6 +162,7 @@ class Runs:
             self._settle()
             if self._journal.read() is not None:
                 raise self._busy()
+            engine = Engine(self._policy.aio.engine)
             job = new_session()
             entry: dict[str, Any] = {
                 "job": job,
@@ -185,6 +186,7 @@ class Runs:
             flow = Flow(
                 wanted.plan,
                 self._policy.aio,
+                engine,
                 events,
                 lambda more: self._note(entry, more),
                 lambda: self.jobs.cancelled_by(job),
@@ -214,25 +216,27 @@ class Runs:
         entry.update(more)
         self._journal.write(entry)
 
+    def _note_anyway(self, entry: dict[str, Any], more: Mapping[str, Any]) -> None:
+        """A full disk must keep no end from its record."""
+        with contextlib.suppress(SystemRefusedError):
+            self._note(entry, more)
+
     def _finish(self, entry: dict[str, Any], events: Events, outcome: Outcome) -> Outcome:
         """Record the end, tell it, and forget the run unless it still has something to settle."""
-        entry.update({"outcome": asdict(outcome), "ended": time.time()})
-        # A full disk must not keep the end from its record.
-        with contextlib.suppress(SystemRefusedError):
-            self._note(entry, {})
+        self._note_anyway(entry, {"outcome": asdict(outcome), "ended": time.time()})
         try:
             self._record_end(entry)
         except AuditError as error:
             outcome = replace(outcome, exit=error.exit_code, error=error.line())
             _conclude(events, outcome, entry["ended"] - entry["started"])
-            self._note(entry, {"told_end": True})
+            self._note_anyway(entry, {"told_end": True})
             return outcome
-        self._note(entry, {"completed": True})
+        self._note_anyway(entry, {"completed": True})
         _conclude(events, outcome, entry["ended"] - entry["started"])
         if outcome.is_settled:
             self._journal.clear()
         else:
-            self._note(entry, {"told_end": True})
+            self._note_anyway(entry, {"told_end": True})
         return outcome
 
     def _record_end(self, entry: Mapping[str, Any]) -> None:

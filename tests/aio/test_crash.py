@@ -19,6 +19,7 @@ from borg_pull.aio.runs import Runs, Wanted, plan_of_action
 from borg_pull.audit import new_session
 from tests.aio.host import Host
 from tests.aio.stand_in_aio import BACKUP
+from tests.harness.disk import Disk
 from tests.harness.wait import until
 
 pytestmark = pytest.mark.needs_root
@@ -197,6 +198,33 @@ def test_end_that_could_not_be_recorded(host: Host) -> None:
     until(lambda: host.journal() is None, seconds=20, what="the record")
     (complete,) = host.records("action_complete")
     assert (complete["job"], complete["result"]) == (job, "success")
+
+
+def test_disk_full_during_a_run(host: Host) -> None:
+    """The journal and the job's file cannot grow; the run goes on, and its end is on record."""
+    host.state.mkdir(mode=0o700)
+    disk = Disk(host.state)
+    try:
+        host.start()
+        host.aio.turn("hold")
+        assert host.ask("run", action="away", detach=True).exit == 0
+        until(
+            lambda: host.aio.daemon.client.containers(filters={"name": BACKUP}),
+            seconds=20,
+            what="the backup container",
+        )
+        disk.fill()
+        host.aio.release("hold")
+        until(lambda: host.journal() is None, seconds=40, what="the end")
+        (complete,) = host.records("action_complete")
+        assert (complete["result"], complete["target_restored"]) == ("success", True)
+        assert host.aio.read()["borg_backup_host_location"] == f"{host.aio.root}/first"
+        refused = host.ask("run", action="away", detach=False)
+        assert (refused.exit, "free some space" in refused.end["hint"]) == (71, True)
+        assert len(host.records("action_start")) == 1
+    finally:
+        host.stop(signal.SIGKILL)
+        disk.unmount()
 
 
 def test_journal_that_cannot_be_read(host: Host) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from borg_pull.aio.engine import Engine
 from borg_pull.aio.flow import Flow, Outcome, Pace, Plan
 from borg_pull.aio.jobs import Jobs
 from borg_pull.aio.journal import prepare
@@ -72,6 +73,7 @@ class Bench:
         flow = Flow(
             Plan(**(plan | changed)),
             settings,
+            Engine(engine),
             events,
             self.journal.update,
             lambda: self.cancelled,
@@ -108,6 +110,8 @@ class Bench:
         )
 
     def events(self, kind: str) -> list[dict[str, Any]]:
+        if self.jobs.head(self.job) is None:
+            return []  # it has not begun
         found = self.jobs.events(self.job, 1, follow=None)
         return [event for event in found if event["event"] == kind]
 

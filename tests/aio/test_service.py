@@ -297,8 +297,10 @@ def test_engine_of_the_environment(host: Host, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("DOCKER_HOST", host.aio.daemon.address)
     assert host.run("status").returncode == 0
     monkeypatch.setenv("DOCKER_HOST", "ssh://root@far")
-    refused = host.run("status")
-    assert (refused.returncode, "not of a kind that is used" in refused.stderr) == (78, True)
+    for command in (("status",), ("run", "nightly")):
+        refused = host.run(*command)
+        assert (refused.returncode, "not of a kind that is used" in refused.stderr) == (78, True)
+    assert host.records() == []
 
 
 def test_check_config(host: Host) -> None:

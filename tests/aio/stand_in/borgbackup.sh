@@ -20,7 +20,10 @@ fi
 touch /volumes/dump/backup-is-running
 finish() { rm -f /volumes/dump/backup-is-running; exit "$1"; }
 [ ! -e /knobs/mute ] || finish 0
-if ! borg info >/dev/null 2>&1; then
+has_repository() {
+    if [ -n "$BORG_REMOTE_REPO" ]; then borg info >/dev/null 2>&1; else [ -f "$BORG_REPO/config" ]; fi
+}
+if ! has_repository; then
     if [ -f $data/borg.config ]; then
         echo "no repository here; delete borg.config to initialise one"
         finish 1
