@@ -34,8 +34,9 @@ from borg_pull.pull.obstacles import access_fault, holders, is_alive
 from borg_pull.pull.outcome import BUSY
 from borg_pull.pull.places import Places
 from borg_pull.pull.progress import size
+from borg_pull.pull.pull import Conversation
 from borg_pull.pull.repository import LocalRepository
-from borg_pull.pull.said import PROTOCOL, Greeting, Transcript, clock, greeting
+from borg_pull.pull.said import PROTOCOL, Greeting, Sentence, clock, greeting, sentence
 from borg_pull.pull.source import archive_name, create
 from borg_pull.pull.timers import installed, usual_directory
 from borg_pull.pull.units import Scope
@@ -430,12 +431,8 @@ class _Said:
 
     code: int
     stdout: bytes
-    stderr: str
-
-    @property
-    def last(self) -> str:
-        lines = self.stderr.strip().splitlines()
-        return printable(lines[-1]) if lines else f"exit {self.code}"
+    last: Sentence
+    """Of its words for people, else its exit code."""
 
 
 def _look_at_source(findings: Findings, config: Config, name: str, places: Places) -> None:
@@ -527,17 +524,14 @@ def _asked(
     request: str = "hello",
 ) -> _Said | None:
     """Ask, with hello unless told otherwise; None for no answer in time. Raises OSError."""
-    try:
-        done = subprocess.run(
-            ssh.command(source, places.known_hosts, request, forwarding),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=source.connect_timeout.total_seconds() + LOGIN_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
+    deadline = time.monotonic() + source.connect_timeout.total_seconds() + LOGIN_SECONDS
+    # Of what a hostile source says it keeps so much, and no more.
+    asked = Conversation(None, None, deadline, None)
+    asked.pull(ssh.command(source, places.known_hosts, request, forwarding), None)
+    if asked.given_up is not None or asked.exit is None:
         return None
-    return _Said(done.returncode, done.stdout, done.stderr.decode("utf-8", "replace"))
+    last = asked.transcript.complaints[-1:] or [sentence(f"exit {asked.exit}")]
+    return _Said(asked.exit, asked.answer, last[0])
 
 
 def _greeted(findings: Findings, name: str, source: Source, places: Places) -> Greeting | None:
@@ -564,7 +558,7 @@ def _greeted(findings: Findings, name: str, source: Source, places: Places) -> G
         answer = greeting(said.stdout) if said.code == 0 else None
         fault = said.last
     except ValueError as error:
-        answer, fault = None, str(error)
+        answer, fault = None, sentence(str(error))
     if answer is None:
         findings.wrong(
             "error",
@@ -648,11 +642,7 @@ def _look_at_request(
         else:
             findings.ok("source.request", subject, "would be taken")
         return
-    heard = Transcript()
-    for line in said.stderr.splitlines():
-        heard.take(line.encode())
-    last = heard.complaints[-1] if heard.complaints else said.last
-    fault = last.removeprefix("borg-pull-source: ")
+    fault = said.last.removeprefix("borg-pull-source: ")
     if said.code == BUSY:
         findings.unchecked("source.request", subject, fault, remedy="try again later")
         return
