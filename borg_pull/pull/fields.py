@@ -186,8 +186,9 @@ def _user_fault(value: str) -> str | None:
 
 
 def _remote_directory_fault(value: str) -> str | None:
-    # ssh splits what it is told to forward at colons.
-    return "has a colon" if ":" in value else path_fault(value)
+    # ssh splits what it is told to forward at colons, and expands %u and ${NAME}.
+    odd = next((sign for sign in ":%$" if sign in value), None)
+    return path_fault(value) if odd is None else f"has a '{odd}', of which ssh would make more"
 
 
 def _umask_fault(value: str) -> str | None:

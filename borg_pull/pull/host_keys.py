@@ -33,6 +33,7 @@ from borg_pull.pull.config import Config, Source
 from borg_pull.pull.faults import nearest
 from borg_pull.pull.invocation import Invocation, configured
 from borg_pull.pull.places import Places
+from borg_pull.pull.ssh import environment
 
 KINDS = {
     "ssh-ed25519": "ed25519",
@@ -89,6 +90,7 @@ def offered(source: Source) -> list[HostKey]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
+            env=environment(),
             # One connection for each kind of key, and each may take the time given.
             timeout=seconds * (len(KINDS) + 1),
         )

@@ -112,6 +112,7 @@ def is_let_in(name: str, source: Source, known_hosts: Path, identity: Path) -> b
         done = subprocess.run(
             ssh.command(asked, known_hosts, "hello", None),
             stdin=subprocess.DEVNULL,
+            env=ssh.environment(),
             capture_output=True,
             text=True,
             errors="replace",

@@ -327,6 +327,7 @@ class Conversation:
             stdin=subprocess.DEVNULL if secret is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env=ssh.environment(),
             start_new_session=True,
         ) as self._process:
             try:

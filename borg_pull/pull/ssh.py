@@ -117,6 +117,12 @@ def key_fault(name: str, identity: Path) -> ConfigurationError | None:
     return None
 
 
+def environment() -> dict[str, str]:
+    """What ssh is given of an environment: made from nothing, for it expands variables in words of
+    the source's, and no key of ours is in an agent."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
+
+
 def remedy(name: str, said: Sequence[str]) -> str:
     """What to do about an ssh that failed by itself on its way to the source ``name``, but for its
     host key.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from typing import Any
 import pytest
 
 from borg_pull.errors import InternalError
-from borg_pull.pull import batch, said
+from borg_pull.findings import Findings
+from borg_pull.pull import batch, doctor, said
 from borg_pull.pull import run as run_
 from borg_pull.pull.config import Config
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.outcome import Outcome
 from borg_pull.pull.places import Places
-from borg_pull.pull.pull import Attempt, Task
+from borg_pull.pull.pull import Attempt, Conversation, Task
 from borg_pull.pull.stop import Stop
 from tests.attacks.hostile_source import HELLO, Hostile, hello, run_all
 from tests.harness.builds import Build
@@ -235,6 +237,59 @@ def test_no_source_ends_the_batch(hostile: Hostile) -> None:
     assert runs["number"].borg_code is None
     assert runs["text"].error == "x\\ud800"
     holds(answer.stderr.replace("\n", ""), 10_000)
+
+
+def test_ssh_is_given_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it could put into words of the source's is not there."""
+    monkeypatch.setenv("HOME_SECRET", "secret")
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/nowhere")
+    talk = Conversation(None, None, time.monotonic() + 60, None)
+    talk.pull(["env"], None)
+    assert {line.split(b"=")[0] for line in talk.answer.splitlines()} <= {
+        b"LC_ALL", b"PATH",
+    }  # fmt: skip
+    assert b"PATH=" in talk.answer, "control: it was told something"
+
+
+@pytest.mark.needs_root
+@pytest.mark.builds("one")
+def test_a_hello_gets_nothing_of_the_environment(hostile: Hostile) -> None:
+    hostile.greets(hello(socket_directory="/x/${HOME_SECRET}"))
+    hostile.says("secret", b"")
+    answer, _metrics = run_all(hostile.server, HOME_SECRET="for-us-alone")
+    run = hostile.server.ledger.last("secret")
+    assert run is not None
+    assert run.outcome == "failure"
+    assert "its hello has no socket_directory" in (run.error or "")
+    assert "for-us-alone" not in f"{answer}{run}"
+    honest = hostile.server.ledger.last("honest")
+    assert honest is not None
+    assert honest.outcome == "success"
+
+
+@pytest.mark.parametrize(
+    ("says", "finding"),
+    [
+        ("head -c 50000000 /dev/zero", "the answer is no hello"),
+        ("head -c 1000000 /dev/zero | tr '\\0' '['", "the answer is no hello"),
+        ("printf '\\033]0;mine\\007' >&2; exit 64", "\\x1b]0;mine\\x07"),
+        ("head -c 50000000 /dev/zero | tr '\\0' x >&2; exit 64", "x" * 497 + "..."),
+    ],
+)
+def test_the_doctor_survives_what_it_hears(
+    says: str, finding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks all sources, one after the other: none may end that, or take its memory."""
+    monkeypatch.setattr("borg_pull.pull.ssh.command", lambda *_arguments: ["sh", "-c", says])
+    document = {"source": {"evil": {"host": "localhost", "identity": "/key"}}}
+    source = Config.model_validate(document).source["evil"]
+    places, findings = Places(tmp_path, tmp_path / "run"), Findings()
+    assert doctor._greeted(findings, "evil", source, places) is None
+    (found,) = [one for one in findings.found if one.level == "error"]
+    assert found.found == finding
+    said_ = doctor._asked(source, places)
+    assert said_ is not None
+    assert len(said_.stdout) <= 1 << 20
 
 
 def test_no_record_ends_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
