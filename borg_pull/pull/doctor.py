@@ -386,7 +386,7 @@ def _look_at_timers(findings: Findings, invocation: Invocation) -> None:
     for scope in scopes:
         directory = usual_directory(scope)
         try:
-            states, account = installed(invocation, scope)
+            states, command = installed(invocation, scope)
         except NotAllowedError:
             findings.unchecked(
                 "timers.installed", str(directory), "the services run as another account"
@@ -408,8 +408,7 @@ def _look_at_timers(findings: Findings, invocation: Invocation) -> None:
             "timers.installed",
             str(directory),
             f"not as configured: {', '.join(amiss)}",
-            remedy=f"borg-pull timers install --{scope}"
-            + (f" --run-as {account}" if account is not None else ""),
+            remedy=f"as root: {command}" if scope == "system" else command,
         )
         return
     findings.wrong(

@@ -23,7 +23,10 @@ class LockedError(FailedError):
 
 
 def access_fault(repository: Path) -> AccessError | None:
-    """Whether owner and mode keep this account from the repository; None, too, without one."""
+    """Whether owner and mode keep this account from the repository; None, too, without one.
+
+    But a service of systemd's sees no more than its unit names: there it is a fault, too.
+    """
     account = _account(os.geteuid())
     for path, mode in (
         (repository, os.R_OK | os.W_OK | os.X_OK),
@@ -38,6 +41,12 @@ def access_fault(repository: Path) -> AccessError | None:
                 "open the directories above it to that account, or run borg-pull as another",
             )
         except OSError:
+            if path == repository and "INVOCATION_ID" in os.environ:
+                return AccessError(
+                    f"{path} does not exist for this service",
+                    "mount its disk; if it has moved, or its path is new, the service cannot see "
+                    "it before you run borg-pull timers install again",
+                )
             return None
         if not os.access(path, mode, effective_ids=True):
             what = "read" if mode == os.R_OK else "read and write"

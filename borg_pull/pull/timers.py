@@ -94,6 +94,7 @@ def install(
     As root they are the system's, else your own account's.
     """
     where = _where(invocation, scope, run_as, directory, prepare=not dry_run)
+    _refuse_twice(where)
     wanted = units(where.setting)
     _check_calendars(where.setting)
     states = compare(where.directory, where.setting.main, wanted)
@@ -145,12 +146,17 @@ def list_command(
 ) -> int:
     """List the units, and tell whether they are what the configuration asks for.
 
+    Units of the system that were made from this configuration are meant before your own.
+
     Exit code 0 when all are, else 1.
     """
-    where = _where(invocation, scope, run_as, directory, prepare=False)
+    if scope is None and run_as is None and directory is None:
+        run_as = _account_of(usual_directory("system"), invocation.path)
+        scope = None if run_as is None else "system"
+    where = _where(invocation, scope, run_as, directory, prepare=False, writes=False)
     states = compare(where.directory, where.setting.main, units(where.setting))
     is_whole = all(state == "same" for state in states.values())
-    todo = [] if is_whole else [_install_command(where)]
+    todo = [] if is_whole else [command_to_install(where.setting, where.setting.scope)]
     _tell("list", where, states, told=_is_running(where), todo=todo, as_json=as_json)
     return 0 if is_whole else 1
 
@@ -170,11 +176,11 @@ def compare(directory: Path, main: Path, wanted: Mapping[str, str]) -> dict[str,
     return states
 
 
-def installed(invocation: Invocation, scope: Scope) -> tuple[dict[str, State], str | None]:
+def installed(invocation: Invocation, scope: Scope) -> tuple[dict[str, State], str]:
     """What `compare` finds where systemd looks, for the account that the units there run as.
 
-    With its name, if that is not the caller's. Raises NotAllowedError where only root can be that
-    account, and BorgPullError where it cannot have the units.
+    With the command that makes them what they should be. Raises NotAllowedError where only root
+    can be that account, and BorgPullError where it cannot have the units.
     """
     directory = usual_directory(scope)
     account = _account_of(directory, invocation.path) if scope == "system" else None
@@ -184,7 +190,8 @@ def installed(invocation: Invocation, scope: Scope) -> tuple[dict[str, State], s
         # Read anew: what begins with "~" is that account's.
         theirs = Invocation()
         theirs.chosen = invocation.path
-        return compare(directory, theirs.path, units(setting_of(theirs, scope))), account
+        setting = setting_of(theirs, scope)
+        return compare(directory, theirs.path, units(setting)), command_to_install(setting, scope)
 
 
 def _account_of(directory: Path, main: Path) -> str | None:
@@ -227,6 +234,7 @@ def _where(
     directory: Path | None,
     *,
     prepare: bool,
+    writes: bool = True,
 ) -> Where:
     scope = scope or ("system" if os.geteuid() == 0 else "user")
     if run_as is not None and scope == "user":
@@ -235,14 +243,42 @@ def _where(
     with _as_account(run_as):
         setting = setting_of(invocation, scope)
         if prepare:
+            _refuse_no_manager(setting)
             # A unit can give access to what is there alone.
             setting.places.prepare()
             for path in borg_directories(setting.owner):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if scope == "system" and directory is None and os.geteuid() != 0:
+    if writes and scope == "system" and directory is None and os.geteuid() != 0:
         raise NotAllowedError(f"only root writes to {usual}", "run this as root, or give --user")
     chosen = usual if directory is None else directory.absolute()
     return Where(setting, chosen, is_usual=directory is None)
+
+
+def _refuse_no_manager(setting: Setting) -> None:
+    """Raise SystemRefusedError where there is no place for an account's own services to run."""
+    name, place = setting.owner.name, Path(f"/run/user/{setting.owner.uid}")
+    if setting.scope == "user" and place in setting.places.runtime_dir.parents:
+        if place.is_dir():
+            return
+        raise SystemRefusedError(
+            f"systemd keeps no {place} for {name}, who is not logged in (su is no login)",
+            f"as root: loginctl enable-linger {name}, and run this again; or give {name} services "
+            f"of the system, as root: {command_to_install(setting, 'system')}",
+        )
+
+
+def _refuse_twice(where: Where) -> None:
+    """Raise ConfigurationError where own units would run what the system's units run already."""
+    setting = where.setting
+    if setting.scope == "user" and where.is_usual:
+        account = _account_of(usual_directory("system"), setting.main)
+        if account is not None:
+            raise ConfigurationError(
+                f"the system has timers of this configuration already, which run as {account}: "
+                "every job would run twice",
+                f"keep those (borg-pull timers list); or, as root: borg-pull timers remove "
+                f"--system --config {setting.main}",
+            )
 
 
 @contextlib.contextmanager
@@ -465,5 +501,10 @@ def _answer(
     }
 
 
-def _install_command(where: Where) -> str:
-    return f"borg-pull timers install --{where.setting.scope}"
+def command_to_install(setting: Setting, scope: Scope) -> str:
+    """What writes the units of ``scope`` for the account of the setting; of the system, as root."""
+    if scope == "user":
+        return "borg-pull timers install --user"
+    account = "" if setting.owner.uid == 0 else f" --run-as {setting.owner.name}"
+    # Root has another default.
+    return f"borg-pull timers install --system{account} --config {setting.main}"

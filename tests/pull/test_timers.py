@@ -16,7 +16,7 @@ import pytest
 
 from borg_pull.errors import ConfigurationError
 from borg_pull.findings import Finding, Findings
-from borg_pull.pull import doctor, timers, units
+from borg_pull.pull import doctor, obstacles, timers, units
 from borg_pull.pull.config import load
 from borg_pull.pull.invocation import Invocation
 from borg_pull.pull.places import Places
@@ -309,7 +309,8 @@ def test_the_doctor_knows_whose_services_they_are(monkeypatch: pytest.MonkeyPatc
         assert told().level == "ok"
         (host.units / JOB_FILES[0]).unlink()
         assert told().found == f"not as configured: {JOB_FILES[0]}"
-        assert told().remedy == "borg-pull timers install --system --run-as games"
+        command = f"borg-pull timers install --system --run-as games --config {host.main}"
+        assert told().remedy == f"as root: {command}"
         os.seteuid(65534)
         try:
             assert told().level == "unchecked"
@@ -389,3 +390,61 @@ def test_specifiers_and_variables_in_paths_stay_what_they_are(host: Host) -> Non
     service = "\n".join(host.values("borg-pull-job-www.service"))
     assert f'--config "{host.root}/a %%n $HOME.toml" run www' in service
     assert "ExecStart=:" in service
+
+
+class TestAnAccount:
+    """What an account that is not root is told; here of root, whom the checks ask no rights of."""
+
+    @pytest.fixture
+    def system(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The directory of the system's units, which is not the host's own."""
+        directory = host.root / "system"
+        directory.mkdir()
+        monkeypatch.setattr(timers, "OF_SYSTEM", directory)
+        monkeypatch.setattr(timers, "_BOOTED", host.root / "not booted")
+        host.main.write_text(toml(host.document))
+        host.main.chmod(0o600)
+        return directory
+
+    def test_without_a_login(
+        self, host: Host, system: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Nobody:
+            pw_name, pw_uid, pw_dir = "backup", 4_000_000_000, str(host.root)
+
+        monkeypatch.setattr(pwd, "getpwuid", lambda _uid: Nobody)
+        said = run("timers", "install", "--user", "--config", host.main)
+        assert said.exit == 71
+        assert said.stderr == (
+            "systemd keeps no /run/user/4000000000 for backup, who is not logged in (su is no "
+            "login); as root: loginctl enable-linger backup, and run this again; or give backup "
+            "services of the system, as root: borg-pull timers install --system --run-as backup "
+            f"--config {host.main}"
+        )
+        assert list(system.iterdir()) == []
+
+    @pytest.mark.usefixtures("system")
+    def test_no_job_runs_twice(self, host: Host) -> None:
+        host.document["settings"]["runtime_dir"] = str(host.root / "run")
+        host.main.write_text(toml(host.document))
+        assert run("timers", "install", "--user", "--config", host.main).exit == 0, "the control"
+        assert run("timers", "remove", "--user", "--config", host.main).exit == 0
+        assert run("timers", "install", "--system", "--config", host.main).exit == 0
+        again = run("timers", "install", "--user", "--config", host.main)
+        assert (again.exit, "every job would run twice" in again.stderr) == (78, True)
+        shown = run("timers", "list", "--config", host.main).stdout
+        assert "missing" not in shown, "the system's are meant"
+        host.document["job"]["www"]["schedule"] = "daily"
+        host.main.write_text(toml(host.document))
+        shown = run("timers", "list", "--config", host.main).stdout
+        assert f"run: borg-pull timers install --system --config {host.main}\n" in shown
+
+
+def test_a_service_that_cannot_see_its_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert obstacles.access_fault(tmp_path / "moved") is None
+    monkeypatch.setenv("INVOCATION_ID", "0" * 32)
+    fault = obstacles.access_fault(tmp_path / "moved")
+    assert fault is not None
+    assert "before you run borg-pull timers install again" in fault.line()
