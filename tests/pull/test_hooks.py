@@ -81,7 +81,7 @@ def test_both_are_run_and_told_what_happens(
     }
     log = log_of(run)
     assert log.count("hook: an argument; echo $HOME\n") == 2, "no shell has seen it"
-    first, *_, last = log.splitlines()
+    first, *_, last, _end = log.splitlines()
     assert first.startswith("borg-pull: hook before: ")
     assert last == "borg-pull: hook after: done"
 
