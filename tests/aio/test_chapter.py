@@ -22,6 +22,7 @@ from tests.test_docs import (
     Command,
     TwoHosts,
     assert_as_shown,
+    blocks,
     commands,
     follow,
 )
@@ -29,6 +30,8 @@ from tests.test_docs import (
 pytestmark = pytest.mark.needs_root
 
 CHAPTER = QUICKSTART.with_name("nextcloud-aio.md")
+PROTOCOL = QUICKSTART.with_name("protocol.md")
+OF_THE_COMPANION = ("jobs", "event", "aio-status", "health", "target", "metrics")
 INSTALLS = ("2. Source: the programs", "4. Source: sshd")
 PROGRAM = re.compile(r"(?<![\w/.-])borg-pull (?=[\w.-])")
 _UNITS = "/etc/systemd/system"
@@ -57,6 +60,8 @@ class NextcloudHost(TwoHosts):
         self._companion: subprocess.Popen[bytes] | None = None
         self._log = self.root / "companion.log"
         self.fingerprint = ""
+        self.answers: list[dict[str, Any]] = []
+        """What came back as JSON."""
         volumes = "/var/lib/docker/volumes"
         self._known |= {
             "unix:///var/run/docker.sock": aio.daemon.address,
@@ -103,6 +108,7 @@ class NextcloudHost(TwoHosts):
             self._serve()
             return
         said = self.run(command, text=self.here(command, command.text))
+        self.answers += [json.loads(line) for line in said.splitlines() if line.startswith("{")]
         assert_as_shown(command, said, lambda text: self.here(command, text))
         if found := re.search(r"SHA256:\S+", said):
             self.fingerprint = found[0]
@@ -157,9 +163,35 @@ def the_flows_of_node_red(host: NextcloudHost) -> None:
     assert told[-1]["type"] == "end"
 
 
+def assert_answers_as_documented(answers: list[dict[str, Any]]) -> None:
+    """Each answer that docs/protocol.md shows has come, with these keys in this order."""
+    shown = [json.loads(text) for _kind, text in blocks(PROTOCOL, ("json",))]
+    shown = [one for one in shown if one["type"] in OF_THE_COMPANION]
+    assert len(shown) == 9
+    for one in shown:
+        alike = [all_keys(two) for two in answers if names(two) == names(one)]
+        assert all_keys(one) in alike, (one, alike[:1])
+
+
+def names(answer: dict[str, Any]) -> tuple[object, object]:
+    """What kind of answer it is."""
+    return answer["type"], answer.get("event")
+
+
+def all_keys(answer: object) -> list[object]:
+    """Its keys, and those of the first of each array."""
+    if isinstance(answer, list):
+        return all_keys(answer[0]) if answer else []
+    if not isinstance(answer, dict):
+        return []
+    return [(key, all_keys(value)) for key, value in answer.items() if key != "last_job"]
+
+
 def test_the_chapter(host: NextcloudHost) -> None:
     for command in commands(CHAPTER):
         if command.exception is None:
             host.do(command)
     the_flows_of_node_red(host)
+    host.do(Command("", "backup$", "ssh nextcloud metrics"))
+    assert_answers_as_documented(host.answers)
     until(lambda: not host.processes(), seconds=20, what="the end of all that was started")
