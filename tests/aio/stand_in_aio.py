@@ -52,8 +52,10 @@ class StandIn:
             "DOCKER_HOST": daemon.address,
             "ENGINE": str(daemon.place),
         }
+        # The first process of a container names this test run, by which a later one clears it away.
+        self.idle = ["sh", "-c", "while sleep 3600; do :; done", str(self.root)]
         for name in APPS:
-            self.container(name, ["sleep", "86400"])
+            self.container(name, self.idle)
         self.watchtower()
         self.mastercontainer()
 

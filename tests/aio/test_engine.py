@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from borg_pull.aio.engine import Engine
 from tests.aio.stand_in_aio import BACKUP, MASTER, StandIn
+
+pytestmark = pytest.mark.needs_root
 
 
 def test_script_runs_a_real_backup(aio: StandIn) -> None:

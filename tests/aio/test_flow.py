@@ -23,6 +23,8 @@ from tests.aio.stand_in_aio import BACKUP, MASTER, WWW_DATA, StandIn
 from tests.harness.disk import Disk
 from tests.harness.wait import until
 
+pytestmark = pytest.mark.needs_root
+
 QUICK = Pace(poll=0.05, look=0.2, reach=2.0)
 
 
@@ -173,7 +175,7 @@ def test_mastercontainer_stopped(bench: Bench) -> None:
 )
 def test_backup_container_runs_already(bench: Bench, mode: str, what: str) -> None:
     bench.aio.change(**{"backup-mode": mode})
-    bench.aio.container(BACKUP, ["sleep", "86400"])
+    bench.aio.container(BACKUP, bench.aio.idle)
     outcome = bench.run(target=bench.target("second"), restore_after=True)
     assert (outcome.result, outcome.exit) == ("fail", 75)
     assert outcome.error == f"AIO runs {what} of its own"

@@ -73,6 +73,20 @@ def test_run_of_an_action(host: Host) -> None:
     assert host.journal() is None
 
 
+def test_interrupt_ends_the_telling_alone(host: Host) -> None:
+    host.aio.turn("hold")
+    told = subprocess.Popen(
+        host.command("run", "nightly"), cwd=PROJECT, stdout=subprocess.PIPE, text=True
+    )
+    until(lambda: backup_runs(host), seconds=20, what="the backup container")
+    told.send_signal(signal.SIGINT)
+    told.communicate(timeout=20)
+    assert told.returncode == 130
+    host.aio.release("hold")
+    until(lambda: host.records("action_complete"), seconds=30, what="the end")
+    assert host.records("action_complete")[0]["result"] == "success"
+
+
 def test_plain_backup_and_check_of_a_target(host: Host) -> None:
     host.start()
     made = host.ask("aio", target="second", check=False, detach=False)

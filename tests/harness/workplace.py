@@ -178,8 +178,11 @@ def _remove_run(run: Path) -> None:
     _kill(lambda process: str(run) in process.command)
     if IS_ROOT:
         _remove_accounts(_names(run))
+        # One may go with another, or by itself.
         for place in _mounted_below(run):
-            _run(["umount", "--lazy", place])
+            subprocess.run(["umount", "--lazy", place], capture_output=True, check=False)
+        if left := _mounted_below(run):
+            raise RuntimeError(f"cannot unmount {', '.join(left)}")
     shutil.rmtree(run, ignore_errors=True)
 
 

@@ -5,4 +5,4 @@ exec docker run --detach --name nextcloud-aio-mastercontainer --network none \
     --volume /usr:/usr:ro --volume "$ENGINE:$ENGINE" \
     --volume "$AIO_ROOT/volume:/mnt/docker-aio-config" --volume "$AIO_ROOT/knobs:/knobs" \
     --volume "$AIO_SCRIPTS/daily-backup.sh:/daily-backup.sh:ro" \
-    --env ENGINE="$ENGINE" stand-in sleep 86400
+    --env ENGINE="$ENGINE" stand-in sh -c 'while sleep 3600; do :; done' "$AIO_ROOT"
