@@ -42,7 +42,7 @@ class Item:
     group: str
     size: int
     mtime: str
-    """ISO 8601, in the time zone of this host."""
+    """RFC 3339, UTC; empty where borg tells none."""
     target: str
     """Of a link."""
 
@@ -205,13 +205,15 @@ def _make_empty(directory: Path) -> None:
 
 
 def _item(listed: dict[str, Any]) -> Item:
+    # Without a zone; the borg that lists was told that it is UTC.
+    mtime = str(listed.get("mtime") or "")
     return Item(
         path=str(listed["path"]),
         mode=str(listed["mode"]),
         user=str(listed.get("user") or listed.get("uid", "")),
         group=str(listed.get("group") or listed.get("gid", "")),
         size=int(listed.get("size") or 0),
-        mtime=str(listed.get("mtime", "")),
+        mtime=f"{mtime}Z" if mtime else "",
         target=str(listed.get("linktarget") or listed.get("source") or ""),
     )
 

@@ -134,7 +134,8 @@ def _json_line(item: Item) -> str:
 def _text_line(item: Item) -> str:
     owner = f"{item.user}:{item.group}"
     target = f" -> {item.target}" if item.target else ""
-    text = f"{item.mode} {owner:<17} {size(item.size):>10} {item.mtime[:19]} /{item.path}{target}"
+    mtime = f"{item.mtime[:19]}Z" if item.mtime else "-"
+    text = f"{item.mode} {owner:<17} {size(item.size):>10} {mtime} /{item.path}{target}"
     return printable(text) + "\n"
 
 

@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.harness.fixtures import SiteMaker
 from tests.harness.trees import differences
 from tests.harness.wait import until
 from tests.pull.conftest import BackupServer, backup_server
+from tests.pull.runs import start
 from tests.pull.test_commands import Command, borg_pull, configuration, program
 from tests.pull.test_run import data_of
 
@@ -222,3 +225,23 @@ def test_a_signal_leaves_nothing_of_it(
             (run,) = server.ledger.runs(limit=1)
             assert (run.kind, run.outcome) == ("verify", "failure")
             assert run.error == f"ended by {number.name}"
+
+
+@pytest.mark.builds("one")
+def test_times_are_of_no_place(server: BackupServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UTC, and said to be, as everywhere."""
+    data = Path(data_of(server))
+    os.utime(data / "file", (1_000_000_000, 1_000_000_000))
+    server.repository()
+    server.job(paths=[str(data)])
+    assert server.run() == "success", server.events
+    config = str(configuration(server))
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "Europe/Berlin")
+        time.tzset()
+        words = ("job", "latest", f"{data}/file", "--config", config)
+        shown = start("browse", *words).stdout
+        told = json.loads(start("browse", *words, "--json").stdout)
+    time.tzset()
+    assert " 2001-09-09T01:46:40Z /" in shown
+    assert datetime.fromisoformat(told["mtime"]) == datetime.fromtimestamp(1_000_000_000, UTC)
