@@ -19,6 +19,14 @@ else:
 _set = object.__setattr__
 
 
+def _misfit(kind: str, names: tuple[str, ...], fields: dict[str, Any]) -> TypeError:
+    for name in names:
+        if name not in fields:
+            return TypeError(f"{kind}: field {name} is missing")
+    unknown = ", ".join(name for name in fields if name not in names)
+    return TypeError(f"{kind}: no such field: {unknown}")
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=True)
 class _RecordType(type):
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _RecordType:
@@ -36,15 +44,13 @@ class Record(metaclass=_RecordType):
 
         def __init__(self, **fields: Any) -> None:
             names = self.__slots__
+            if len(fields) != len(names):
+                raise _misfit(type(self).__name__, names, fields)
             for name in names:
-                try:
-                    _set(self, name, fields[name])
-                except KeyError:
-                    message = f"{type(self).__name__}: field {name} is missing"
-                    raise TypeError(message) from None
-            if len(fields) > len(names):
-                unknown = ", ".join(name for name in fields if name not in names)
-                raise TypeError(f"{type(self).__name__}: no such field: {unknown}")
+                # No `try`: in Python 3.11 one that ends by want of memory may never end at all.
+                if name not in fields:
+                    raise _misfit(type(self).__name__, names, fields)
+                _set(self, name, fields[name])
 
     def __setattr__(self, name: str, _value: object) -> NoReturn:
         raise AttributeError(f"{type(self).__name__}.{name} is read-only")
