@@ -36,6 +36,9 @@ BUSY_PAUSE = 0.05
 RESERVE_BYTES = 1024 * 1024
 """Room for the ends of a good many runs, which take some pages of 4 KiB each."""
 
+LONGEST_ERROR = 2000
+"""Characters. It is one line for people, and all that a year's runs say is kept."""
+
 Kind = Literal["create", "check", "prune", "compact", "verify", "restore", "lookup"]
 
 HELD = "held"
@@ -178,6 +181,8 @@ class Ledger:
         unknown = values.keys() - _UPDATABLE
         if unknown:
             raise ValueError(f"no columns of a run: {sorted(unknown)}")
+        if isinstance(error := values.get("error"), str):
+            values["error"] = error[:LONGEST_ERROR]
         assignments = ", ".join(f"{name} = ?" for name in values)
         self._write(
             f"UPDATE run SET {assignments} WHERE id = ?",  # noqa: S608 - names from a fixed set

@@ -14,12 +14,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from borg_pull.errors import ConfigurationError, FailedError, printable
+from borg_pull.errors import BorgPullError, ConfigurationError, FailedError, printable
 from borg_pull.pull import care, ssh
 from borg_pull.pull.condition import Condition, rfc3339
 from borg_pull.pull.due import is_ahead, next_after
 from borg_pull.pull.faults import ConfigFaultsError, Fault
 from borg_pull.pull.ledger import Ledger
+from borg_pull.pull.said import sentence
 
 PING_SECONDS = 15.0
 
@@ -59,19 +60,34 @@ def news(
     """
     messages = _of_configuration(faults, ledger, now, repeat_every)
     for one in found:
-        before, told_at, alarm = _remembered(ledger, one.job, now)
-        state = _told(one, ledger, now)
-        if state == "warning" and before == "fine" and not warnings:
-            continue
-        if state != before:
-            kind: Kind = "recovered" if state == "fine" else state
-            messages.append(Message(one.job, kind, text(one, state)))
-        elif _alarm(one) not in (None, alarm):
-            # A job that fails already must not hide it.
-            messages.append(Message(one.job, "failing", text(one, state)))
-        elif state not in ("fine", "warning") and now - told_at >= repeat_every:
-            messages.append(Message(one.job, "reminder", f"still: {text(one, state)}"))
+        try:
+            message = _of_job(one, ledger, now, repeat_every, warnings=warnings)
+        except BorgPullError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one job's news must not keep back the others'
+            reason = f"its news could not be told: unexpected {type(error).__name__}"
+            message = Message(one.job, "failing", f"{one.job}: {reason}; see borg-pull status")
+        if message is not None:
+            messages.append(message)
     return messages
+
+
+def _of_job(
+    one: Condition, ledger: Ledger, now: datetime, repeat_every: timedelta, *, warnings: bool
+) -> Message | None:
+    before, told_at, alarm = _remembered(ledger, one.job, now)
+    state = _told(one, ledger, now)
+    if state == "warning" and before == "fine" and not warnings:
+        return None
+    if state != before:
+        kind: Kind = "recovered" if state == "fine" else state
+        return Message(one.job, kind, text(one, state))
+    if _alarm(one) not in (None, alarm):
+        # A job that fails already must not hide it.
+        return Message(one.job, "failing", text(one, state))
+    if state not in ("fine", "warning") and now - told_at >= repeat_every:
+        return Message(one.job, "reminder", f"still: {text(one, state)}")
+    return None
 
 
 CONFIGURATION = "the configuration"
@@ -142,16 +158,19 @@ def text(one: Condition, state: Told) -> str:
         return printable(f"{one.job} is fine again: last backup {_last(one)}")
     if state in ("warning", "shrunk") and one.last_success is not None:
         reason = one.last_success.error or "no reason known"
-        return printable(f"{one.job} made a backup, but: {reason}; last backup {_last(one)}")
+        return printable(
+            f"{one.job} made a backup, but: {sentence(reason)}; last backup {_last(one)}"
+        )
     alarm = _alarm(one)
     if alarm is not None:
-        return printable(f"{one.job} fails: {alarm}; last backup {_last(one)}")
+        return printable(f"{one.job} fails: {sentence(alarm)}; last backup {_last(one)}")
     if state == "stale":
         return printable(f"{one.job} is stale: last backup {_last(one)}")
     error = one.last.error if one.last is not None and one.last.error else None
     if one.failed_care:
         error = one.failed_care[0].error or error
-    return printable(f"{one.job} fails: {error or 'no reason known'}; last backup {_last(one)}")
+    reason = sentence(error or "no reason known")
+    return printable(f"{one.job} fails: {reason}; last backup {_last(one)}")
 
 
 def _alarm(one: Condition) -> str | None:
@@ -251,8 +270,14 @@ def deliver(addresses: Sequence[str], title: str, body: str, *, is_bad: bool) ->
                 f"URL {number} of the notification URLs is none that Apprise knows",
                 "its documentation lists them",
             )
+        for one in service:
+            if one.overflow_mode == apprise.OverflowMode.UPSTREAM:
+                # What is too long for a service would be lost, all of it.
+                one.overflow_mode = apprise.OverflowMode.SPLIT
         kind = apprise.NotifyType.FAILURE if is_bad else apprise.NotifyType.SUCCESS
-        if not service.notify(body=body, title=title, notify_type=kind):
+        # A source's words are text, for mail, too, which Apprise else takes for HTML.
+        text = apprise.NotifyFormat.TEXT
+        if not service.notify(body=body, title=title, notify_type=kind, body_format=text):
             failed.append(str(number))
     if failed:
         raise NotifyError(f"notification to URL {', '.join(failed)} failed", "try it by hand")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import http.server
 import json
 import threading
@@ -256,6 +257,51 @@ def test_a_message_through_a_web_hook(service: tuple[str, list[Any], list[int]])
     answers.append(500)
     with pytest.raises(notify.NotifyError, match="URL 1 failed"):
         notify.deliver([f"json://user:secret@{address}/"], "t", "b", is_bad=False)
+
+
+def test_a_source_s_words_are_text_for_a_service_that_takes_html(
+    service: tuple[str, list[Any], list[int]],
+) -> None:
+    """Threat: an error of a hostile source comments out the news of all other jobs, or shows a
+    link of its own. The control: what is not markup arrives as it is."""
+    address, received, _answers = service
+    body = "evil fails: <!-- <a href='http://evil'>borg-pull</a>\nhonest fails: it is down"
+    notify.deliver([f"json://{address}/?format=html"], "title", body, is_bad=True)
+    (said,) = (one["message"] for one in received)
+    assert "<!--" not in said
+    assert "<a" not in said
+    assert "honest fails: it is down" in html.unescape(said).replace("\xa0", " ")
+
+
+def test_a_long_message_is_sent_in_parts(service: tuple[str, list[Any], list[int]]) -> None:
+    """Threat: one source's words make a message so long that its service refuses all of it."""
+    address, received, _answers = service
+    lines = [f"job{number} fails: {'x' * 400}" for number in range(200)]
+    notify.deliver([f"json://{address}/"], "title", "\n".join(lines), is_bad=True)
+    assert len(received) > 1, "control: it is too long for one"
+    said = "".join(one["message"] for one in received)
+    assert all(f"job{number} fails" in said for number in range(200))
+
+
+def test_no_job_keeps_back_another_s_news(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threat: what is on record of one job is so long, or so odd, that nothing is told of any."""
+    found = [condition("failing", "evil"), condition("failing", "long"), condition("failing")]
+    number = ledger.begin("long", "source", "repository", kind="create", log=None)
+    ledger.finish(number, "failure", error="x" * 200_000)
+    found[1] = replace(found[1], last=ledger.get(number))
+    known = notify.text
+
+    def text(one: Condition, state: notify.Told) -> str:
+        return known(one, state) if one.job != "evil" else str(1 / 0)
+
+    monkeypatch.setattr(notify, "text", text)
+    post = Post()
+    notify.tell(found, ledger, [], NOW, repeat_every=DAY, warnings=True, digest_at=None, send=post)
+    (body,) = post.bodies
+    evil, long, honest = body.splitlines()
+    assert "unexpected ZeroDivisionError" in evil
+    assert len(long) < 600
+    assert honest == known(found[2], "failing"), "control"
 
 
 def test_a_ping(service: tuple[str, list[Any], list[int]], tmp_path: Path) -> None:
