@@ -112,7 +112,7 @@ def archives(invocation: Invocation, name: str, *, as_json: bool) -> int:
         for archive in found:
             put(json.dumps(_archive_object(archive), separators=(",", ":")) + "\n")
     else:
-        rows = [([one.name, rfc3339(one.time), one.id], "") for one in found]
+        rows = [([printable(one.name), rfc3339(one.time), one.id], "") for one in found]
         print_table(("ARCHIVE", "MADE", "ID"), rows)
     return 0
 
