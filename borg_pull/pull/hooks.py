@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from borg_pull.errors import FailedError
+from borg_pull.errors import FailedError, printable
 from borg_pull.pull.log import LogFile
 from borg_pull.pull.pull import Task
 from borg_pull.pull.ssh import tied
@@ -22,6 +22,9 @@ TERM_SECONDS = 5.0
 """What a hook gets to end by itself once it was asked to."""
 STOPPED_SECONDS = 30.0
 """What is left to an ``after`` hook when borg-pull itself was told to end."""
+
+LONGEST_VALUE = 4096
+"""Characters of what a hook is told by one variable: any path has room."""
 
 _PASSED_ON = ("HOME", "LOGNAME", "TZ", "USER", "XDG_RUNTIME_DIR")
 
@@ -122,7 +125,9 @@ def _environment(task: Task, which: str, facts: Mapping[str, str]) -> dict[str, 
         "REPOSITORY_PATH": str(task.repository.path),
         **facts,
     }
-    return environment | {f"BORG_PULL_{name}": value for name, value in named.items()}
+    # Some of it is a source's, or borg's, word, and execve(2) takes no NUL and not any length.
+    values = {name: printable(value)[:LONGEST_VALUE] for name, value in named.items()}
+    return environment | {f"BORG_PULL_{name}": value for name, value in values.items()}
 
 
 def _note(log: LogFile, line: str) -> None:

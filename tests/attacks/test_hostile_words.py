@@ -13,20 +13,27 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import click
 import pytest
 
 from borg_pull.errors import InternalError
 from borg_pull.findings import Findings
-from borg_pull.pull import batch, doctor, said
+from borg_pull.pull import batch, confined, doctor, hooks, repositories, said
 from borg_pull.pull import run as run_
 from borg_pull.pull.config import Config
+from borg_pull.pull.invocation import Invocation
 from borg_pull.pull.ledger import Ledger
+from borg_pull.pull.log import Log
 from borg_pull.pull.outcome import Outcome
 from borg_pull.pull.places import Places
 from borg_pull.pull.pull import Attempt, Conversation, Task
+from borg_pull.pull.repository import Archive, Archives
 from borg_pull.pull.stop import Stop
 from tests.attacks.hostile_source import HELLO, Hostile, hello, run_all
 from tests.harness.builds import Build
@@ -290,6 +297,71 @@ def test_the_doctor_survives_what_it_hears(
     said_ = doctor._asked(source, places)
     assert said_ is not None
     assert len(said_.stdout) <= 1 << 20
+
+
+def test_a_hook_is_run_whatever_was_said(tmp_path: Path) -> None:
+    """Its environment takes no NUL, no lone surrogate and not any length; or it would not run."""
+    told = tmp_path / "told"
+    script = tmp_path / "hook"
+    script.write_text(f'#!/bin/sh\nprintf %s "$BORG_PULL_ERROR" >{told}\n')
+    script.chmod(0o755)
+    document: dict[str, Any] = {
+        "source": {"source": {"host": "localhost", "identity": "/key"}},
+        "repository": {"repository": {"path": "/srv/repository"}},
+        "job": {
+            "job": {
+                "source": "source",
+                "repository": "repository",
+                "paths": ["/srv"],
+                "hooks": {"after": [str(script)]},
+            }
+        },
+    }
+    task, stop = run_.task(Config.model_validate(document), "job"), Stop()
+    with Log(tmp_path / "log") as log:
+        for error, heard in {
+            "it is down": "it is down",
+            "a\0b\ud800\x1b": "a\\x00b\\ud800\\x1b",
+            "x" * 200_000: "x" * hooks.LONGEST_VALUE,
+        }.items():
+            hooks.run(task, "after", {"ERROR": error}, log, stop)
+            assert told.read_text() == heard
+    stop.close()
+
+
+def test_names_of_archives_are_shown_as_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a hostile source named an archive does nothing to the terminal."""
+    made = [Archive("a" * 64, "job-\x1b]0;mine\x07", datetime.now(UTC)) for _ in range(2)]
+
+    class Listed(Archives):
+        def archives(self, _glob: str | None = None) -> list[Archive]:
+            return made
+
+    @contextmanager
+    def opened(*_arguments: object) -> Iterator[tuple[None, Archives, None]]:
+        yield None, Listed(), None
+
+    monkeypatch.setattr(repositories, "opened", opened)
+    invocation = mock.Mock(spec=Invocation)
+    invocation.config.archive_glob.return_value = "job-*"
+    context = click.Context(repositories.archives, obj=invocation)
+    with context:
+        context.invoke(repositories.archives, name="job", as_json=False)
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert shown.count("job-\\x1b]0;mine\\x07") == 2
+
+
+def test_a_kernel_that_confines_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("borg_pull.linux.landlock.abi", lambda: None)
+    monkeypatch.setattr("borg_pull.linux.process.set_no_new_privileges", lambda: None)
+    order = confined.Order(["/usr/bin/borg"], {}, [], [], umask=0o077)
+    confined._confine(order)
+    assert "no Landlock: /usr/bin/borg is not confined" in capsys.readouterr().err
 
 
 def test_no_record_ends_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
