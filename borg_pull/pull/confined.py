@@ -150,6 +150,7 @@ def _confine(order: Order) -> None:
     process.set_no_new_privileges()
     level = landlock.abi()
     if level is None:
+        _say(f"this kernel has no Landlock: {order.argv[0]} is not confined to its repository")
         return
     rules = landlock.Ruleset(level)
     for path in (*_LOADED, *order.loaded):

@@ -16,11 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from borg_pull.errors import BorgPullError, FailedError, printable
+from borg_pull.errors import BorgPullError, FailedError
 from borg_pull.last_words import last_words
 from borg_pull.pull import confined, obstacles, preload
 from borg_pull.pull.config import Repository
 from borg_pull.pull.log import LogFile, foreign
+from borg_pull.pull.said import sentence
 from borg_pull.pull.source import escaped
 from borg_pull.pull.ssh import tied
 from borg_pull.pull.stop import Stop
@@ -200,7 +201,7 @@ class LocalRepository(Archives):
             if fault is not None:
                 raise fault
             hint = next((hint for words, hint in _KNOWN_ENDS if words in stderr), None)
-            last = printable(last_words(lines) or "no message")
+            last = sentence(last_words(lines) or "no message")
             raise RepositoryError(f"borg {verb} on {self.repository.path}: {last}", hint)
 
     def start(
