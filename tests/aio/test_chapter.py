@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from borg_pull.errors import BORG_ERROR
 from tests.aio import node_red
 from tests.aio.stand_in_aio import StandIn
 from tests.harness.site import Installations
@@ -147,20 +148,24 @@ def host(installations: Installations, aio: StandIn) -> Iterator[NextcloudHost]:
 
 
 def the_flows_of_node_red(host: NextcloudHost) -> None:
-    """What their exec nodes start, by the user and with the ssh of the chapter."""
+    """What their exec nodes start, by the chapter's user and ssh, while AIO's backups fail."""
     flows = node_red.nodes()
     runs = {node["name"]: node for node in flows if node["type"] == "exec"}
 
-    def started(node: node_red.Node, payload: str = "") -> list[dict[str, Any]]:
-        said = host.run(Command("", "backup$", shlex.join(node_red.argv(node, payload))))
-        assert node_red.after_exit(flows, node, 0)["name"] == "made"
+    def lines_of(name: str, payload: str = "", *, code: int) -> list[dict[str, Any]]:
+        command = shlex.join(node_red.argv(runs[name], payload))
+        said = host.run(Command("", "backup$", f"{command} 2>/dev/null"), expect=code)
         return [json.loads(line) for line in said.splitlines()]
 
-    told = started(runs["run nightly"])
-    assert [told[0]["type"], told[-1]["type"], told[-1]["exit"]] == ["job", "end", 0]
-    told = started(runs["job ID --from N --follow"], f"{told[0]['job_id']} --from 3")
-    assert next(one["number"] for one in told if one["type"] == "event") == 3
-    assert told[-1]["type"] == "end"
+    host.aio.turn("fail")
+    told = lines_of("run nightly", code=BORG_ERROR)
+    assert [told[0]["type"], told[-1]["type"], told[-1]["exit"]] == ["job", "end", BORG_ERROR]
+    assert node_red.after_exit(flows, runs["run nightly"], BORG_ERROR)["name"] == "failed"
+    [job] = lines_of("run nightly --detach", code=0)
+    told = lines_of("job ID --from N --follow", f"{job['job_id']} --from 3", code=BORG_ERROR)
+    numbers = [one["number"] for one in told if one["type"] == "event"]
+    assert numbers == list(range(3, numbers[-1] + 1))
+    assert told[-1]["error"] == "the backup failed: exit code 1: Backup failed!"
 
 
 def assert_answers_as_documented(answers: list[dict[str, Any]]) -> None:
@@ -191,7 +196,9 @@ def test_the_chapter(host: NextcloudHost) -> None:
     for command in commands(CHAPTER):
         if command.exception is None:
             host.do(command)
-    the_flows_of_node_red(host)
     host.do(Command("", "backup$", "ssh nextcloud metrics"))
     assert_answers_as_documented(host.answers)
+    verify = "XDG_RUNTIME_DIR=~ systemd-analyze --user verify ~/.config/systemd/user/*"
+    host.run(Command("", "backup$", verify))
+    the_flows_of_node_red(host)
     until(lambda: not host.processes(), seconds=20, what="the end of all that was started")
