@@ -13,12 +13,15 @@ from borg_pull.pull.ledger import Kind, Ledger
 from borg_pull.pull.locks import of_job, of_repository, take
 from borg_pull.pull.log import note
 from borg_pull.pull.places import Places
-from borg_pull.pull.pull import Task
+from borg_pull.pull.pull import Task, UnreachableError
 
 
 @contextmanager
 def logged(ledger: Ledger, job: Task, places: Places, kind: Kind) -> Iterator[tuple[int, BinaryIO]]:
-    """A run in the ledger, its id and its log; how the body ends is how it does."""
+    """A run in the ledger, its id and its log; how the body ends is how it does.
+
+    What found the source out of reach, or busy, was not tried: it says nothing of the backup.
+    """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     path = places.logs / f"{job.name}-{kind}-{stamp}.log"
     path.touch(mode=0o600)
@@ -30,6 +33,9 @@ def logged(ledger: Ledger, job: Task, places: Places, kind: Kind) -> Iterator[tu
         with path.open("ab", buffering=0) as log:
             yield run, log
         outcome, error = "success", None
+    except (BusyError, UnreachableError) as fault:
+        outcome, error = "skipped", fault.line()
+        raise
     except BorgPullError as fault:
         error = fault.line()
         raise

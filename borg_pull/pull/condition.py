@@ -45,6 +45,12 @@ class Condition:
     last_verified: datetime | None
 
     @property
+    def failures(self) -> tuple[Run, ...]:
+        """What failed of the last try and of the last care, the newest first."""
+        last = () if self.last is None or self.last.outcome in GOOD else (self.last,)
+        return tuple(sorted((*last, *self.failed_care), key=lambda run: run.id, reverse=True))
+
+    @property
     def is_shrunk(self) -> bool:
         """Whether the last archive is much smaller than usual, and nobody has accepted that."""
         return self.last_success is not None and self.last_success.shrunk == HELD

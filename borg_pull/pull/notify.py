@@ -166,11 +166,8 @@ def text(one: Condition, state: Told) -> str:
         return printable(f"{one.job} fails: {sentence(alarm)}; last backup {_last(one)}")
     if state == "stale":
         return printable(f"{one.job} is stale: last backup {_last(one)}")
-    error = one.last.error if one.last is not None and one.last.error else None
-    if one.failed_care:
-        error = one.failed_care[0].error or error
-    reason = sentence(error or "no reason known")
-    return printable(f"{one.job} fails: {reason}; last backup {_last(one)}")
+    error = next((run.error for run in one.failures if run.error), "no reason known")
+    return printable(f"{one.job} fails: {sentence(error)}; last backup {_last(one)}")
 
 
 def _alarm(one: Condition) -> str | None:

@@ -221,14 +221,21 @@ def why(one: Condition) -> str:
         )
     elif one.state == "stale":
         text = f"{one.job}: no backup for {age(one.age)}, more than {age(one.stale_after)}"
-    elif one.failed_care:
-        run = one.failed_care[0]
-        text = f"{one.job}: {run.kind} failed: {run.error}; see borg-pull logs {run.id}"
+        text += "".join(f"; {_failed(run)}" for run in one.failures[:1])
+    elif one.failures:
+        text = f"{one.job}: {_failed(one.failures[0])}"
+        if others := [run.kind for run in one.failures[1:]]:
+            text += f"; failed before and not tried since: {', '.join(others)}"
     elif one.last is not None:
         text = f"{one.job}: {one.last.error}; see borg-pull logs {one.last.id}"
     else:
         text = f"{one.job}: never ran; run: borg-pull run {one.job}"
     return printable(text)
+
+
+def _failed(run: Run) -> str:
+    what = "" if run.kind == "create" else f"{run.kind} failed: "
+    return f"{what}{run.error}; see borg-pull logs {run.id}"
 
 
 def _cells(one: Condition) -> list[str]:

@@ -159,8 +159,11 @@ def _verified(
         for item in sample:
             if _size_of(kept / item.path) != item.size:
                 _fault(found, log, item, "cannot be restored whole")
+        if found.faults:
+            # Whatever the source says, or that it says nothing, must not hide this.
+            return found
         greeting = hello(job.source, job.source_name, places.known_hosts, log=log)
-        if not found.faults and greeting.protocol != ORIGINAL:
+        if greeting.protocol != ORIGINAL:
             _compare(found, job, repository, places, greeting, sample, directory, log)
         return found
     finally:

@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 
-from borg_pull.pull import metrics, status
+from borg_pull.errors import BorgPullError, BusyError, FailedError
+from borg_pull.pull import metrics, notify, status
+from borg_pull.pull.by_hand import logged
 from borg_pull.pull.condition import Condition, conditions
 from borg_pull.pull.config import Config
 from borg_pull.pull.ledger import Ledger
+from borg_pull.pull.places import Places
+from borg_pull.pull.pull import UnreachableError
+from borg_pull.pull.run import task
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -43,15 +48,18 @@ def past(ledger: Ledger, tmp_path: Path) -> Past:
     return put
 
 
-def condition(ledger: Ledger, **keys: Any) -> Condition:
-    config = Config.model_validate(
+def a_config(**keys: Any) -> Config:
+    return Config.model_validate(
         {
             "source": {"s": {"host": "h", "identity": "/key"}},
             "repository": {"r": {"path": "/r"}},
             "job": {"job": {"source": "s", "repository": "r", "paths": ["/p"]} | keys},
         }
     )
-    (found,) = conditions(config, ledger, NOW)
+
+
+def condition(ledger: Ledger, **keys: Any) -> Condition:
+    (found,) = conditions(a_config(**keys), ledger, NOW)
     return found
 
 
@@ -148,3 +156,42 @@ def test_a_clock_set_back_by_little_makes_nothing_stale(ledger: Ledger, past: Pa
     assert (found.state, found.is_ahead, found.age) == ("ok", False, timedelta(0))
     assert found.next_due is not None
     assert NOW < found.next_due <= NOW + timedelta(days=1)
+
+
+def test_what_failed_last_is_told_first(ledger: Ledger, past: Past) -> None:
+    keys: dict[str, Any] = {"check": {}, "retention": {"keep_last": 1}}
+    past(5, "success")
+    past(4, "failure", kind="prune", error="it moved")
+    past(3, "failure", kind="verify", error="refused")
+    past(2, "failure", error="the host key")
+    assert status.why(condition(ledger, **keys)) == (
+        "job: the host key; see borg-pull logs 4; failed before and not tried since: verify, prune"
+    )
+    past(1, "failure", kind="check", error="damage")
+    assert "job: check failed: damage; see borg-pull logs 5" in status.why(
+        condition(ledger, **keys)
+    )
+    assert notify.text(condition(ledger, **keys), "failing").startswith("job fails: damage")
+    stale = condition(ledger, **keys, stale_after="1h")
+    assert "more than 60 min; check failed: damage" in status.why(stale)
+    past(0.5, "success")
+    past(0.5, "success", kind="prune")
+    past(0.5, "success", kind="check")
+    assert status.why(condition(ledger, **keys)).startswith("job: verify failed: refused")
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(UnreachableError, "ok"), (BusyError, "ok"), (FailedError, "failing")]
+)
+def test_a_verify_that_was_not_tried_fails_no_job(
+    ledger: Ledger, past: Past, tmp_path: Path, error: type[BorgPullError], state: str
+) -> None:
+    past(6, "success")
+    config = a_config()
+    places = Places(tmp_path, tmp_path)
+    places.logs.mkdir()
+    with pytest.raises(error), logged(ledger, task(config, "job"), places, "verify"):
+        raise error("no")
+    assert condition(ledger).state == state
+    (run,) = [run for run in ledger.runs("job") if run.kind == "verify"]
+    assert run.outcome == ("skipped" if state == "ok" else "failure")
