@@ -28,7 +28,7 @@ from borg_pull.pull.condition import rfc3339
 from borg_pull.pull.config import Config, Repository, Source
 from borg_pull.pull.host_keys import KINDS, known_name, named_source, offered, pinned
 from borg_pull.pull.invocation import Invocation, tolerant
-from borg_pull.pull.ledger import Ledger
+from borg_pull.pull.ledger import Ledger, is_damage
 from borg_pull.pull.metrics import segments_size
 from borg_pull.pull.obstacles import access_fault, holders, is_alive
 from borg_pull.pull.outcome import BUSY
@@ -348,15 +348,20 @@ def _look_at_ledger(findings: Findings, places: Places) -> None:
         finally:
             database.close()
     except sqlite3.Error as error:
+        if not is_damage(error):
+            _tell_unreadable(findings, subject, error)
+            return
         said = str(error)
     if said != "ok":
+        said = said.strip().splitlines()[-1]
         findings.wrong(
             "error",
             "ledger.sound",
             subject,
             f"is damaged: {printable(said)}",
             why="no run can be recorded",
-            remedy=f"move it away, and {subject}-wal with it; the archives are not touched by that",
+            remedy=f"move it away, {subject}-wal and -shm with it: that loses the history and what "
+            "archives must be there, but no archive",
         )
         return
     ledger = Ledger(places.ledger)
@@ -375,6 +380,18 @@ def _look_at_ledger(findings: Findings, places: Places) -> None:
             remedy="timedatectl set-ntp true",
         )
     findings.ok("ledger.sound", subject, "is sound")
+
+
+def _tell_unreadable(findings: Findings, subject: str, error: sqlite3.Error) -> None:
+    findings.wrong(
+        "error",
+        "ledger.sound",
+        subject,
+        f"cannot be looked at: {printable(str(error))}",
+        why="no run can be recorded; that alone damages nothing in it",
+        remedy=f"leave it where it is; is there room on its disk (df -h, df -i), and may this "
+        f"account write to {os.path.dirname(subject)}?",
+    )
 
 
 def _look_at_timers(findings: Findings, invocation: Invocation) -> None:

@@ -407,6 +407,8 @@ class Ledger:
     def _hint(self, error: Exception) -> str:
         if isinstance(error, sqlite3.Error) and _is_busy(error):
             return "another process keeps it locked"
+        if isinstance(error, sqlite3.Error) and is_damage(error):
+            return "it is damaged; borg-pull doctor says what to do"
         try:
             disk = os.statvfs(self._path.parent)
         except OSError:
@@ -417,6 +419,12 @@ class Ledger:
         ):
             return SHORTAGES[errno.ENOSPC]
         return "look at its disk, owner and mode"
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether it is the file's content that is wrong, not its disk or who may read it."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

@@ -15,6 +15,11 @@ import pytest
 
 from borg_pull import __version__
 from borg_pull.audit import timestamp
+from borg_pull.errors import SystemRefusedError
+from borg_pull.findings import Findings
+from borg_pull.pull import doctor
+from borg_pull.pull.ledger import Ledger
+from borg_pull.pull.places import Places
 from tests.harness.builds import PROJECT
 from tests.harness.disk import Disk
 from tests.harness.sshd import make_key
@@ -265,6 +270,29 @@ def test_the_ledger_is_damaged(sound: BackupServer) -> None:
         path.unlink()
     (sound.directory / "ledger.sqlite").write_bytes(b"SQLite format 3\0" + b"x" * 8192)
     assert "damaged" in only(sound, "ledger.sound")
+    with pytest.raises(SystemRefusedError) as refused:
+        Ledger(sound.directory / "ledger.sqlite")
+    assert refused.value.hint == "it is damaged; borg-pull doctor says what to do"
+
+
+def test_a_ledger_that_a_full_disk_keeps_shut_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moved away, as a damaged one must be, its history would be lost for nothing."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
+
+    def connect(*_arguments: object, **_options: object) -> None:
+        raise error
+
+    (tmp_path / "ledger.sqlite").touch()
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    found = Findings()
+    doctor._look_at_ledger(found, Places(tmp_path, tmp_path))
+    (finding,) = found.found
+    assert (finding.code, finding.level) == ("ledger.sound", "error")
+    assert finding.found == "cannot be looked at: disk I/O error"
+    assert str(finding.remedy).startswith("leave it where it is; is there room on its disk")
 
 
 def test_this_host_s_clock_was_set_back(sound: BackupServer) -> None:
