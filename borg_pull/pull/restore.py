@@ -86,6 +86,11 @@ def restore(
                 with counting(found.name) as show:
                     done = _restored(job, places, greeting, words, log, stop, show)
                 ledger.update(run, session=done.session, files=done.items)
+                if done.items == 0:
+                    raise RequestError(
+                        f"archive {printable(found.name)} has nothing of what was named",
+                        f"see borg-pull browse {name} {printable(found.name)}",
+                    )
     finally:
         ledger.close()
     if as_json:

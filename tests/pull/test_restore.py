@@ -64,7 +64,12 @@ def test_files_go_back_to_the_source(server: BackupServer, borg_pull: Command) -
     assert lent.stat().st_mode & 0o7777 == 0o600, "no identity is lent"
     assert f"they are in {staging}/luna-" in borg_pull("restore", "job", "latest", "/").stdout
     assert not repository.locked()
-    assert borg_pull("restore", "job", "latest", "/no/such", code=1).stderr
+    for options in ([], ["--dry-run"]):
+        nothing = borg_pull("restore", "job", "latest", "/no/such", *options, code=64)
+        assert "has nothing of what was named" in nothing.stderr
+        run = server.ledger.last("job", kind="restore")
+        assert run is not None
+        assert (run.outcome, run.files) == ("failure", 0)
     assert "there is no archive" in borg_pull("restore", "job", "nothing", "/", code=64).stderr
     borg_pull("restore", "job", "latest", "relative", code=64)
     run = server.ledger.last("job", kind="restore", outcomes=["success"])
