@@ -122,11 +122,13 @@ def extract(
     directory: Path,
     *,
     dry_run: bool = False,
+    is_kept: bool = True,
     show: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Extracted:
     """Unpack ``patterns`` of the archive, or all, into ``directory``, which must be empty or new.
 
-    ``show`` is told how many items are done, of how many. Raises RequestError, FailedError.
+    ``is_kept`` tells whether it outlives a failure. ``show`` is told how many items are done, of
+    how many. Raises RequestError, FailedError.
     """
     count, size = _checked(items(repository, archive, patterns))
     if count == 0:
@@ -162,7 +164,7 @@ def extract(
     if not is_done(code):
         raise FailedError(
             f"borg extract of {printable(archive)}: {printable(said) or f'exit {code}'}",
-            f"what was unpacked before is in {directory}",
+            f"what was unpacked before is in {directory}" if is_kept else None,
         )
     return Extracted(count, size, warnings)
 

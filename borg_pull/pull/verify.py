@@ -155,7 +155,7 @@ def _verified(
     try:
         found = Verified(archive, len(sample), sum(item.size for item in sample))
         kept = directory / "kept"
-        contents.extract(repository, archive, _patterns(sample), kept)
+        contents.extract(repository, archive, _patterns(sample), kept, is_kept=False)
         for item in sample:
             if _size_of(kept / item.path) != item.size:
                 _fault(found, log, item, "cannot be restored whole")
@@ -218,7 +218,7 @@ def _compare(
         if name is None or not same:
             return
         fresh = directory / "fresh"
-        contents.extract(repository, name, _patterns(same), fresh)
+        contents.extract(repository, name, _patterns(same), fresh, is_kept=False)
         for item in same:
             kept = directory / "kept" / item.path
             if filecmp.cmp(kept, fresh / item.path, shallow=False):

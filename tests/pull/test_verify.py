@@ -88,7 +88,8 @@ def test_damage_in_the_repository_is_found(server: BackupServer, borg_pull: Comm
     content[middle] ^= 1
     largest.write_bytes(content)
     failed = borg_pull("verify", "job", "--files", "500", code=2)
-    assert failed.stderr
+    assert "borg extract of job-" in failed.stderr
+    assert str(server.directory) not in failed.stderr, "what was unpacked is not kept"
     (run,) = server.ledger.runs(limit=1)
     assert (run.kind, run.outcome) == ("verify", "failure")
     borg_pull("status", code=1)
