@@ -30,6 +30,7 @@ COMMANDS = {
     "keys": "identities:keys",
     "logs": "status:logs",
     "mount": "extract:mount",
+    "notify": "notify_test:notify_group",
     "prune": "repositories:prune",
     "restore": "restore:restore",
     "run": "run:run",

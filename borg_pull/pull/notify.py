@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Literal
 
@@ -247,26 +249,58 @@ def check(addresses: Sequence[str]) -> None:
         raise ConfigurationError("there is no URL in it", "add one a line")
     for number, address in enumerate(addresses, start=1):
         if not apprise.Apprise().add(address):
-            raise ConfigurationError(
-                f"URL {number} of the notification URLs is none that Apprise knows",
-                "its documentation lists them",
-            )
+            raise _unknown(number)
+
+
+def _unknown(number: int) -> ConfigurationError:
+    return ConfigurationError(
+        f"URL {number} of the notification URLs is none that Apprise knows",
+        "its documentation lists them",
+    )
 
 
 def deliver(addresses: Sequence[str], title: str, body: str, *, is_bad: bool) -> None:
     """Send one message to everybody. Raises ConfigurationError, NotifyError."""
+    failed = []
+    unknown: ConfigurationError | None = None
+    for number, address in enumerate(addresses, start=1):
+        try:
+            reason = send_to(address, number, title, body, is_bad=is_bad)
+        except ConfigurationError as error:
+            # The others are told all the same.
+            unknown = unknown or error
+        else:
+            if reason is not None:
+                failed.append(f"{named(number, address)}: {reason}")
+    if unknown is not None:
+        raise unknown
+    if failed:
+        raise NotifyError(
+            f"not everybody was notified: {'; '.join(failed)}", "try it: borg-pull notify test"
+        )
+
+
+def named(number: int, address: str) -> str:
+    """Which URL it is, without what is secret of it."""
+    scheme, colon, _ = address.partition("://")
+    return f"URL {number} ({printable(scheme)})" if colon else f"URL {number}"
+
+
+def send_to(address: str, number: int, title: str, body: str, *, is_bad: bool) -> str | None:
+    """Send one message to one URL; why that failed, if it did. Raises ConfigurationError."""
     import apprise
 
-    # Its log lines name URLs, secrets included.
-    logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-    failed = []
-    for number, address in enumerate(addresses, start=1):
+    heard: list[str] = []
+    logger = logging.getLogger("apprise")
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    # Its log lines name URLs, secrets included: they are for `_reason` alone.
+    logger.handlers, logger.propagate = [listener], False
+    logger.setLevel(logging.WARNING)
+    try:
         service = apprise.Apprise()
         if not service.add(address):
-            raise ConfigurationError(
-                f"URL {number} of the notification URLs is none that Apprise knows",
-                "its documentation lists them",
-            )
+            raise _unknown(number)
         for one in service:
             if one.overflow_mode == apprise.OverflowMode.UPSTREAM:
                 # What is too long for a service would be lost, all of it.
@@ -274,10 +308,24 @@ def deliver(addresses: Sequence[str], title: str, body: str, *, is_bad: bool) ->
         kind = apprise.NotifyType.FAILURE if is_bad else apprise.NotifyType.SUCCESS
         # A source's words are text, for mail, too, which Apprise else takes for HTML.
         text = apprise.NotifyFormat.TEXT
-        if not service.notify(body=body, title=title, notify_type=kind, body_format=text):
-            failed.append(str(number))
-    if failed:
-        raise NotifyError(f"notification to URL {', '.join(failed)} failed", "try it by hand")
+        sent = service.notify(body=body, title=title, notify_type=kind, body_format=text)
+        return None if sent else _reason(heard)
+    finally:
+        logger.handlers = []
+        logger.setLevel(logging.CRITICAL + 1)
+
+
+def _reason(heard: Sequence[str]) -> str:
+    """What can be told of what Apprise has logged: of its words none, for they name the URL."""
+    text = "\n".join(heard)
+    status = re.search(r"\berror=([1-5][0-9][0-9])\b", text)
+    if status is not None:
+        code = int(status[1])
+        phrase = HTTPStatus(code).phrase if code in set(HTTPStatus) else ""
+        return f"the service answered {code} {phrase}".rstrip()
+    if "onnection error" in text or "onnection Error" in text:
+        return "the service was not reached, or broke off: are its host and port right?"
+    return "the service did not take it"
 
 
 def ping(file: Path) -> None:

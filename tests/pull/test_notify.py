@@ -18,6 +18,7 @@ from borg_pull.errors import ConfigurationError
 from borg_pull.pull import notify
 from borg_pull.pull.condition import Condition, State
 from borg_pull.pull.ledger import HELD, Ledger, Run
+from tests.pull.runs import run
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -127,8 +128,8 @@ def test_what_stays_bad_is_told_again(ledger: Ledger) -> None:
 def warned(shrunk: str | None = None) -> Condition:
     values: dict[str, Any] = dict.fromkeys(one.name for one in fields(Run))
     values |= {"id": 7, "job": "job", "started": NOW, "error": "why", "shrunk": shrunk}
-    run = Run(**values)
-    return replace(condition("warning"), last_success=run, last=run)
+    warning = Run(**values)
+    return replace(condition("warning"), last_success=warning, last=warning)
 
 
 def test_a_warning_is_told_once_and_nothing_is_fine_before_it_is_gone(ledger: Ledger) -> None:
@@ -255,8 +256,44 @@ def test_a_message_through_a_web_hook(service: tuple[str, list[Any], list[int]])
     assert (received[0]["title"], received[0]["message"]) == ("title", "body")
     assert received[0]["type"] == "failure"
     answers.append(500)
-    with pytest.raises(notify.NotifyError, match="URL 1 failed"):
-        notify.deliver([f"json://user:secret@{address}/"], "t", "b", is_bad=False)
+    urls = ["nonsense://secret", f"json://user:secret@{address}/", f"json://{address}/"]
+    with pytest.raises(ConfigurationError, match="URL 1 of"):
+        notify.deliver(urls, "t", "b", is_bad=False)
+    assert len(received) == 3, "the others are told all the same"
+    with pytest.raises(notify.NotifyError) as failed:
+        notify.deliver(urls[1:], "t", "b", is_bad=False)
+    assert failed.value.message == (
+        "not everybody was notified: URL 1 (json): the service answered 500 Internal Server Error; "
+        "URL 2 (json): the service answered 500 Internal Server Error"
+    )
+
+
+def test_notifications_can_be_tried(
+    service: tuple[str, list[Any], list[int]], short_path: Path
+) -> None:
+    address, received, answers = service
+    urls = short_path / "urls"
+    main = short_path / "pull.toml"
+    main.write_text("")
+    main.chmod(0o600)
+    assert run("notify", "test", "--config", main).exit == 78
+    main.write_text(f'[notify]\nurls_file = "{urls}"\n')
+    urls.write_text(f"json://me:secret@{address}/token\n")
+    urls.chmod(0o600)
+    tried = run("notify", "test", "--config", main)
+    assert (tried.exit, tried.stdout, tried.stderr) == (0, "URL 1 (json): sent\n", "")
+    assert received[0]["title"] == "borg-pull: test"
+    answers.append(404)
+    urls.write_text(urls.read_text() + "json://me:secret@127.0.0.1:1/token\n")
+    tried = run("notify", "test", "--config", main)
+    assert tried.exit == 2
+    assert tried.stderr == "2 of 2 URLs did not take the message"
+    assert "URL 1 (json): the service answered 404 Not Found\n" in tried.stdout
+    assert "URL 2 (json): the service was not reached" in tried.stdout
+    assert "secret" not in tried.stderr + tried.stdout
+    assert "token" not in tried.stderr + tried.stdout
+    urls.write_text(urls.read_text() + "nonsense://secret\n")
+    assert run("notify", "test", "--config", main).exit == 78
 
 
 def test_a_source_s_words_are_text_for_a_service_that_takes_html(
