@@ -180,6 +180,7 @@ def test_a_self_test_that_found_no_room_is_no_bug_of_borg_s() -> None:
             "the lock /r/lock.exclusive ([Errno 13] Permission denied: '/r/l.tmp'); see owner",
         ),
         (b"passphrase supplied in BORG_PASSPHRASE, by BORG_PASSCOMMAND or", "is wrong"),
+        (b"Passphrase supplied in BORG_PASSPHRASE, by BORG_PASSCOMMAND, or", "is wrong"),
     ],
 )
 def test_what_happens_to_everybody_is_said_in_a_line(said: bytes, word: str) -> None:

@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from borg_pull.errors import FailedError, printable
+from borg_pull.pull.config import Repository
 
 _LOCK = "Failed to create/acquire the lock"
 _TIMEOUT = "(timeout)"
+_WRONG_PASSPHRASE = ("assphrase supplied in", "the passphrase is wrong")
+"""borg's words, and those of a source of ours."""
+_NO_SPACE = "No space left on device"
 
 
 class AccessError(FailedError):
@@ -69,6 +73,55 @@ def lock_fault(repository: Path, said: Sequence[str]) -> LockedError | None:
     return LockedError(
         f"repository {repository} is locked{by}",
         f"if nothing uses it any more: borg break-lock {repository}",
+    )
+
+
+def space_fault(repository: Path, error: str, said: Sequence[str]) -> FailedError | None:
+    """Whose disk is full, if that is what ``error`` says of a pull in which borg ``said`` this.
+
+    borg at the source passes on the traceback of ``borg serve``, which runs here.
+    """
+    if _NO_SPACE not in error:
+        return None
+    if any("remote.py" in line and "in serve" in line for line in said):
+        return FailedError(
+            f"the disk of repository {repository} on this host is full",
+            f"free some space there; see df {repository}, and borg-pull doctor",
+        )
+    return FailedError(
+        f"a disk of the source is full: {error}",
+        "free some space there: borg needs it below home of its whitelist",
+    )
+
+
+def passphrase_fault(repository: Repository, error: str, *, is_sent: bool) -> FailedError | None:
+    """Where the passphrase comes from, if ``error`` says that it is wrong.
+
+    ``is_sent``: it is this host's, not the source's own.
+    """
+    if not any(words in error for words in _WRONG_PASSPHRASE):
+        return None
+    path = repository.path
+    if not is_sent:
+        return FailedError(
+            f"the passphrase of {path} is wrong, which the source has",
+            "look at what its whitelist says of the passphrase, on the source",
+        )
+    if repository.passphrase_file is not None:
+        origin = f"in {repository.passphrase_file} on this host"
+    elif repository.passphrase_command is not None:
+        origin = f"which {repository.passphrase_command[0]} prints on this host"
+    elif repository.passphrase_credential is not None:
+        origin = f"in the credential {repository.passphrase_credential} on this host"
+    else:
+        return FailedError(
+            f"{path} has a passphrase, and the configuration of this host names none",
+            "give its repository passphrase_file, passphrase_command or passphrase_credential",
+        )
+    return FailedError(
+        f"the passphrase of {path} is wrong, the one {origin}",
+        "take the one that the repository was made with, or was given by borg key "
+        "change-passphrase",
     )
 
 

@@ -153,8 +153,13 @@ def attempt(
     locked = None
     if verdict.verdict == "failure" and run.given_up is None:
         locked = obstacles.lock_fault(task.repository.path, run.transcript.complaints or ())
-    if locked is not None:
-        error = locked.line()
+    known: FailedError | None = locked
+    if verdict.verdict == "failure" and error is not None and known is None:
+        known = obstacles.space_fault(
+            task.repository.path, error, run.transcript.complaints
+        ) or obstacles.passphrase_fault(task.repository, error, is_sent=greeting.passphrase_stdin)
+    if known is not None:
+        error = known.line()
     if verdict.shrunk:
         error = f"{error}; {_SHRUNK_ADVICE} {task.name}"
     return Attempt(

@@ -202,6 +202,11 @@ class LocalRepository(Archives):
                 raise fault
             hint = next((hint for words, hint in _KNOWN_ENDS if words in stderr), None)
             last = sentence(last_words(lines) or "no message")
+            wrong = obstacles.passphrase_fault(self.repository, last, is_sent=True)
+            if wrong is not None:
+                raise wrong
+            if "No space left on device" in last:
+                hint = f"on this host: see df {self.repository.path}, and df ~ for borg's cache"
             raise RepositoryError(f"borg {verb} on {self.repository.path}: {last}", hint)
 
     def start(

@@ -51,8 +51,14 @@ def read(path: Path) -> bytes:
             status = os.fstat(descriptor)
             _check_status(path, status)
             content = stream.read(MAX_SECRET + 1)
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            f"{path} does not exist", "put it back from where its copy is kept, with mode 0600"
+        ) from error
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+        raise ConfigurationError(
+            f"{path} cannot be read: {error.strerror}", "give it to this account, with mode 0600"
+        ) from error
     if len(content) > MAX_SECRET:
         raise ConfigurationError(f"{path} is larger than {MAX_SECRET} bytes")
     return content

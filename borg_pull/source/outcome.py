@@ -26,7 +26,7 @@ _TIMEOUT = b"(timeout)"
 
 # Ends of borg's that happen to everybody, in the words of both versions.
 _KNOWN_ENDS = (
-    (b"passphrase supplied in", "the passphrase is wrong"),
+    (b"assphrase supplied in", "the passphrase is wrong"),
     (
         b"newer than repository",
         "the repository is older than what this source has seen of it: it was put back from a "

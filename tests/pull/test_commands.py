@@ -345,7 +345,7 @@ def test_each_run_has_a_log_that_says_why(server: BackupServer, borg_pull: Comma
 
     server.document["repository"]["repository"]["passphrase_file"] = "/nonexistent"
     borg_pull("run", "job", code=2)
-    assert "/nonexistent cannot be read" in log_of_last()[-1]
+    assert "/nonexistent does not exist; put it back" in log_of_last()[-1]
     server.document["repository"]["repository"]["passphrase_file"] = str(
         server.directory / "passphrase"
     )

@@ -21,6 +21,7 @@ from tests.harness.sshd import make_key
 from tests.harness.wait import until
 from tests.pull.conftest import BackupServer, backup_server
 from tests.pull.faulty import DATA, SECONDS, SIZE, Faulty
+from tests.pull.runs import run
 
 pytestmark = pytest.mark.needs_root
 
@@ -191,7 +192,9 @@ def test_its_disk_full(faulty: Faulty, make_disk: MakeDisk) -> None:
     disk = make_disk(faulty.repository.path, kibibytes=32 << 10)
     disk.fill(leave=DATA)
     faulty.run(code=2)
-    faulty.assert_failed("No space left on device")
+    faulty.assert_failed(
+        f"the disk of repository {faulty.repository.path} on this host is full; free some space"
+    )
     faulty.assert_nothing_left()
     disk.empty()
     faulty.assert_next_run_succeeds()
@@ -239,7 +242,11 @@ def test_wrong_passphrase(faulty: Faulty) -> None:
     right = secret.read_text()
     secret.write_text("not the passphrase\n")
     faulty.run(code=2)
-    faulty.assert_failed("assphrase")
+    faulty.assert_failed(
+        f"the passphrase of {faulty.repository.path} is wrong, the one in {secret} on this host"
+    )
+    said = run("archives", "job", "--config", server.directory / "pull.toml")
+    assert (said.exit, f"the one in {secret} on this host" in said.stderr) == (2, True)
     assert "not the passphrase" not in str(faulty.last().error)
     faulty.assert_nothing_left()
     secret.write_text(right)

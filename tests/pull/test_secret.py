@@ -73,7 +73,7 @@ class TestFile:
     def test_what_is_no_file(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "fifo", 0o600)
         assert "is not a regular file" in refusal(passphrase_file=str(tmp_path / "fifo"))
-        assert "No such file" in refusal(passphrase_file=str(tmp_path / "missing"))
+        assert "does not exist; put it back" in refusal(passphrase_file=str(tmp_path / "missing"))
 
     @pytest.mark.parametrize("content", ["", "\n", "\nsecond"])
     def test_an_empty_one(self, tmp_path: Path, content: str) -> None:
