@@ -479,7 +479,7 @@ def _look_at_source(findings: Findings, config: Config, name: str, places: Place
         _look_at_forwarding(findings, name, source, places, answer)
         _look_at_clock(findings, name, source, places)
         for job_name, job in config.job.items():
-            if job.source == name:
+            if job.source == name and "create" in answer.verbs:
                 _look_at_request(findings, config, job_name, places, answer)
 
 
