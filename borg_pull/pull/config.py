@@ -262,6 +262,11 @@ class Job(_Table):
         "ones, and prune nothing then; 0 never does.",
     )
     deadline: PositiveDuration = _default("12h", "When a run is ended.")
+    stall_timeout: PositiveDuration = _default(
+        "1h",
+        "A run is ended when for so long the source says nothing and `borg serve` reads and "
+        "writes nothing. Not with the original tool, which tells of no progress.",
+    )
     retry_window: Duration = _default(
         "60min", "How long a busy source, or a locked repository, is tried again."
     )

@@ -125,7 +125,15 @@ def attempt(
             task.repository, places.runtime_dir, log, append_only=task.job.append_only
         ) as serving:
             ready = partial(archives.expect, glob)
-            run = Conversation(serving, stop, deadline, log, emit=emit, on_finishing=ready)
+            run = Conversation(
+                serving,
+                stop,
+                deadline,
+                log,
+                emit=emit,
+                on_finishing=ready,
+                stall=stall_of(task, greeting),
+            )
             run.pull(ssh_command(task, places, request, serving), secret)
         look = _looked_up(archives, run, name, glob, on_record)
     finally:
@@ -262,6 +270,16 @@ def sent_secret(
     return secret
 
 
+def stall_of(task: Task, greeting: Greeting) -> float | None:
+    """Seconds without any movement after which a conversation is over.
+
+    The original tool says nothing for as long as it reads what it has backed up before.
+    """
+    if greeting.protocol == source.ORIGINAL:
+        return None
+    return task.job.stall_timeout.total_seconds()
+
+
 def ssh_command(task: Task, places: Places, request: Request, serving: Serving) -> list[str]:
     """The argv that sends ``request`` to the task's source, with the socket that is served.
 
@@ -279,6 +297,7 @@ class Conversation:
 
     With ``serving``, the one that its socket is for. ``on_line`` is given each line of standard
     error that tells of no progress. ``on_finishing`` is called once borg has read all it will read.
+    It is ended when nothing has moved for ``stall`` seconds: neither words nor ``borg serve``.
     """
 
     def __init__(
@@ -292,6 +311,7 @@ class Conversation:
         on_line: Callable[[bytes], None] | None = None,
         on_finishing: Callable[[], None] | None = None,
         answer_limit: int = _STDOUT_LIMIT,
+        stall: float | None = None,
     ) -> None:
         self.transcript = Transcript()
         self.exit: int | None = None
@@ -308,6 +328,10 @@ class Conversation:
         self._stdout = bytearray()
         self._line = bytearray()
         self._started = time.monotonic()
+        self._stall = stall
+        self._moved_at = self._started
+        self._served: object = None
+        """What `Serving.moved` gave last."""
         self._shown = 0.0
         self._kill_at: float | None = None
 
@@ -367,6 +391,7 @@ class Conversation:
                 if descriptor == listening:
                     assert self._serving is not None
                     if self._serving.accept(self._process.pid):
+                        self._moved_at = time.monotonic()
                         poll.unregister(listening)
                         listening = -1
                 elif descriptor in open_streams:
@@ -374,7 +399,9 @@ class Conversation:
                     if not block:
                         open_streams.discard(descriptor)
                         poll.unregister(descriptor)
-                    elif descriptor == stdout.fileno():
+                        continue
+                    self._moved_at = time.monotonic()
+                    if descriptor == stdout.fileno():
                         self._stdout += block[: self._answer_limit - len(self._stdout)]
                     else:
                         self._hear(block)
@@ -392,7 +419,8 @@ class Conversation:
 
     def _patience(self) -> float:
         until = self._deadline if self.given_up is None else (self._kill_at or 0.0)
-        return min(max(0.0, until - time.monotonic()) + 0.001, _LONGEST_WAIT)
+        longest = _LONGEST_WAIT if self._stall is None else min(_LONGEST_WAIT, self._stall / 4)
+        return min(max(0.0, until - time.monotonic()) + 0.001, longest)
 
     def _keep_deadline(self) -> None:
         now = time.monotonic()
@@ -400,9 +428,19 @@ class Conversation:
             self._give_up(self._stop.reason)
         elif self.given_up is None and now >= self._deadline:
             self._give_up("the deadline was reached")
+        elif self.given_up is None and self._stall is not None and self._has_stalled(now):
+            self._give_up(f"nothing has moved for {self._stall:g} s, its stall_timeout")
         elif self._kill_at is not None and now >= self._kill_at:
             self._kill_at = now + _SSH_TERM_SECONDS
             self._process.kill()
+
+    def _has_stalled(self, now: float) -> bool:
+        assert self._stall is not None
+        if self._serving is not None and now - self._moved_at >= self._stall / 4:
+            served = self._serving.moved()
+            if served != self._served:
+                self._served, self._moved_at = served, now
+        return now - self._moved_at >= self._stall
 
     def _give_up(self, reason: str) -> None:
         self.given_up = reason

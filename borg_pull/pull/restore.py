@@ -25,7 +25,7 @@ from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.outcome import BUSY
 from borg_pull.pull.places import Places
 from borg_pull.pull.progress import counting
-from borg_pull.pull.pull import Conversation, Task, hello, sent_secret, ssh_command
+from borg_pull.pull.pull import Conversation, Task, hello, sent_secret, ssh_command, stall_of
 from borg_pull.pull.repositories import opened
 from borg_pull.pull.said import Greeting
 from borg_pull.pull.serve import Serving
@@ -153,7 +153,9 @@ def _restored(
     # borg's lock has to be written: the repository cannot be served for reading alone.
     with Serving(job.repository, places.runtime_dir, log, append_only=True) as serving:
         deadline = time.monotonic() + job.job.deadline.total_seconds()
-        talk = Conversation(serving, stop, deadline, log, on_line=hear)
+        talk = Conversation(
+            serving, stop, deadline, log, on_line=hear, stall=stall_of(job, greeting)
+        )
         talk.pull(ssh_command(job, places, request, serving), sent)
     result, complaints = talk.transcript.result, talk.transcript.complaints
     if talk.given_up is not None or talk.exit not in (0, 1):

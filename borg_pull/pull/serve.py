@@ -100,6 +100,10 @@ class Serving:
         self.is_connected = True
         return True
 
+    def moved(self) -> object:
+        """What changes whenever ``borg serve`` has read or written anything."""
+        return bytes_moved(self._process.pid)
+
     def _close_listener(self) -> None:
         self.listener.close()
         self.path.unlink(missing_ok=True)
@@ -127,6 +131,19 @@ class Serving:
         except subprocess.TimeoutExpired:
             return False
         return True
+
+
+def bytes_moved(pid: int) -> list[bytes]:
+    """How much the process and those below it have read and written (proc_pid_io(5)).
+
+    A borg of one file, as its project offers it, does its work in a child. Empty for what is gone.
+    """
+    try:
+        counts = Path(f"/proc/{pid}/io").read_bytes().splitlines()[:2]
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()
+    except OSError:
+        return []
+    return counts + [count for child in children for count in bytes_moved(int(child))]
 
 
 def _private_directory(runtime_dir: Path, undo: ExitStack) -> Path:

@@ -19,7 +19,7 @@ from borg_pull.pull import said, source, ssh
 from borg_pull.pull.log import LogFile
 from borg_pull.pull.outcome import BUSY
 from borg_pull.pull.places import Places
-from borg_pull.pull.pull import Conversation, Task, hello, sent_secret, ssh_command
+from borg_pull.pull.pull import Conversation, Task, hello, sent_secret, ssh_command, stall_of
 from borg_pull.pull.repository import (
     LOCK_WAIT,
     Answer,
@@ -200,6 +200,7 @@ class SourceRepository(Archives):
                 self.log,
                 on_line=hear,
                 answer_limit=ANSWER_LIMIT,
+                stall=stall_of(task, greeting),
             )
             asked.pull(ssh_command(task, self._places, request, serving), secret)
         code = ssh.CONNECTION_FAILED if asked.exit is None else asked.exit

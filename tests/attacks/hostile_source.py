@@ -57,6 +57,10 @@ class Hostile:
         self._answer(f"*{job}-*", f"cat {self._file(text)} >&2; exit {code}")
         self.server.job(job, source="evil", paths=["/srv"], retry_window="0")
 
+    def waits(self, job: str, seconds: int) -> None:
+        """It holds the connection of a request for an archive of ``job``, and says nothing."""
+        self._answer(f"*{job}-*", f"exec sleep {seconds}")
+
     def _file(self, content: bytes) -> str:
         path = self._directory / str(len(list(self._directory.iterdir())))
         path.write_bytes(content)
