@@ -34,7 +34,10 @@ class BorgPullError(Exception):
 
     def line(self) -> str:
         """One printable line: the message, then the hint."""
-        text = self.message if self.hint is None else f"{self.message}; {self.hint}"
+        # What borg says ends in a full stop.
+        text = self.message
+        if self.hint is not None:
+            text = f"{text.removesuffix('.')}; {self.hint}"
         return printable(text)
 
 

@@ -54,7 +54,7 @@ class Answers:
 
 @click.command("add-source", short_help="Add a source, and a job that pulls it.")
 @click.argument("name")
-@click.option("--host", help="Host name or address.  [default: NAME]")
+@click.option("--host", help="Host name or address.")
 @click.option("--user", default="borg-pull", show_default=True, help="Account there.")
 @click.option("--port", default=22, show_default=True, help="Port of its sshd.")
 @click.option("--client", help="This host's client name there.  [default: this host's name]")

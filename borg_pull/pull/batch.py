@@ -435,6 +435,8 @@ class Batch:
         task = one.task
         started = time.monotonic()
         run: int | None = None
+        if kind != "lookup":
+            self._messages.put({"pending": one, "event": f"{kind}_start"})
         verdict: Verdict = "success"
         error: str | None = None
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from borg_pull.errors import FailedError, RequestError, SystemRefusedError, printable
+from borg_pull.findings import many
 from borg_pull.output import abandon_output, print_error, put
 from borg_pull.pull import contents
 from borg_pull.pull.contents import Item
@@ -80,7 +81,7 @@ def extract(
     else:
         word = "would unpack" if dry_run else "unpacked"
         put(
-            f"{word} {done.items} items, {size(done.size)}, of {printable(found.name)} "
+            f"{word} {many(done.items, 'item')}, {size(done.size)}, of {printable(found.name)} "
             f"into {printable(str(directory.absolute()))}\n"
         )
         for warning in done.warnings:

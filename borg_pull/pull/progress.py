@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from borg_pull.errors import printable
+from borg_pull.findings import many
 from borg_pull.output import abandon_output
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ def size(count: float) -> str:
         count /= 1024
         unit += 1
     return f"{count:.0f} {UNITS[unit]}" if unit == 0 else f"{count:.1f} {UNITS[unit]}"
+
+
+_STEPS = {"prune_start": "pruning", "check_start": "verifying the repository"}
+"""What follows a pull, and takes its time."""
 
 
 class Screen(Protocol):
@@ -97,6 +102,8 @@ class PeopleScreen:
         kind, job = event["event"], event["job"]
         if kind == "run_start":
             self._tasks[job] = self._live.add_task("", total=None, name=job, text="connecting")
+        elif kind in _STEPS:
+            self._live.update(self._tasks[job], text=_STEPS[kind])
         elif kind == "progress":
             self._live.update(self._tasks[job], text=_progress_text(event))
         elif kind == "retry":
@@ -174,7 +181,7 @@ def end_line(event: dict[str, Any]) -> str:
         line = f"{line}: {event['error']}"
     elif event.get("original_size") is not None:
         line = (
-            f"{line}: {event['archive']}: {event['files']} files, "
+            f"{line}: {event['archive']}: {many(event['files'] or 0, 'file')}, "
             f"{size(event['original_size'])}, {size(event['new_size'] or 0)} new, "
             f"{event['duration']:.1f} s"
         )

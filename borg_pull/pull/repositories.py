@@ -12,6 +12,7 @@ from typing import BinaryIO, Literal
 import click
 
 from borg_pull.errors import FailedError, RequestError, printable
+from borg_pull.findings import many
 from borg_pull.output import print_error, print_table, put
 from borg_pull.pull import care, secret
 from borg_pull.pull.by_hand import logged
@@ -141,7 +142,7 @@ def prune(invocation: Invocation, name: str, *, dry_run: bool) -> int:
     word = "would delete" if dry_run else "deleted"
     for archive in done.deleted:
         put(f"{word} {printable(archive.name)}\n")
-    put(f"{word} {len(done.deleted)} archives, kept {len(done.kept)}\n")
+    put(f"{word} {many(len(done.deleted), 'archive')}, kept {len(done.kept)}\n")
     return 0
 
 
@@ -223,9 +224,16 @@ def forget(invocation: Invocation, name: str, *, yes: bool) -> int:
         for archive in sorted(lost.values()):
             put(f"missing: {printable(archive)}\n")
         if not yes:
-            click.confirm(f"Were these {len(lost)} deleted on purpose?", abort=True, err=True)
+            try:
+                agreed = click.confirm(f"Were these {len(lost)} deleted on purpose?", err=True)
+            except click.Abort as error:
+                if sys.stdin.isatty():
+                    raise
+                raise RequestError("nobody answers", "give --yes if they were") from error
+            if not agreed:
+                raise click.Abort
         ledger.mark_gone(name, list(lost))
-    put(f"{len(lost)} archives are not expected any more\n")
+    put(f"no more expected: {many(len(lost), 'archive')}\n")
     return 0
 
 

@@ -17,6 +17,7 @@ from borg_pull.errors import (
     RequestError,
     printable,
 )
+from borg_pull.findings import many
 from borg_pull.output import print_error, put
 from borg_pull.pull import contents, secret, source
 from borg_pull.pull.by_hand import alone, logged
@@ -108,7 +109,7 @@ def restore(
         put(json.dumps(told, separators=(",", ":")) + "\n")
     else:
         word = "would restore" if dry_run else "restored"
-        put(f"{word} {done.items} items of {printable(found.name)}\n")
+        put(f"{word} {many(done.items, 'item')} of {printable(found.name)}\n")
         if done.directory is not None:
             put(f"on source {job.source_name} they are in {done.directory}\n")
         for warning in done.warnings:

@@ -56,7 +56,8 @@ def run(
 ) -> int:
     """Pull the backups of the named jobs, of all, or of those that are due."""
     if sum((bool(names), every, due)) != 1:
-        raise RequestError("name jobs, or give --all or --due", "see borg-pull run --help")
+        given = "one of them alone" if names or every or due else "see borg-pull run --help"
+        raise RequestError("name jobs, or give --all or --due", given)
     config, places = invocation.config, invocation.places
     ledger = Ledger(places.ledger)
     try:

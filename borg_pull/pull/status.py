@@ -15,6 +15,7 @@ from borg_pull.errors import BorgPullError, ConfigurationError, RequestError, pr
 from borg_pull.output import print_table, put
 from borg_pull.pull.condition import Condition, conditions, rfc3339
 from borg_pull.pull.config import Config
+from borg_pull.pull.faults import nearest
 from borg_pull.pull.fields import duration
 from borg_pull.pull.invocation import Invocation, tolerant
 from borg_pull.pull.ledger import Ledger, Run
@@ -112,6 +113,11 @@ def history(
     ledger = Ledger(invocation.places.ledger)
     try:
         ledger.recover()
+        for name in names:
+            # One that is gone from the configuration still has its history.
+            if name not in invocation.config.job and not ledger.runs(name, limit=1):
+                known = nearest(name, invocation.config.job)
+                raise RequestError(f"there is no job {name}{known}, and no run of one")
         runs = _runs(ledger, names, limit, since)
     finally:
         ledger.close()
@@ -227,7 +233,7 @@ def why(one: Condition) -> str:
         if others := [run.kind for run in one.failures[1:]]:
             text += f"; failed before and not tried since: {', '.join(others)}"
     elif one.last is not None:
-        text = f"{one.job}: {one.last.error}; see borg-pull logs {one.last.id}"
+        text = _with_log(f"{one.job}: {one.last.error}", one.last)
     else:
         text = f"{one.job}: never ran; run: borg-pull run {one.job}"
     return printable(text)
@@ -235,7 +241,13 @@ def why(one: Condition) -> str:
 
 def _failed(run: Run) -> str:
     what = "" if run.kind == "create" else f"{run.kind} failed: "
-    return f"{what}{run.error}; see borg-pull logs {run.id}"
+    return _with_log(f"{what}{run.error}", run)
+
+
+def _with_log(text: str, run: Run) -> str:
+    """``text`` with where to look, unless it says so itself."""
+    see = f"see borg-pull logs {run.id}"
+    return text if see in text else f"{text.removesuffix('.')}; {see}"
 
 
 def _cells(one: Condition) -> list[str]:

@@ -63,7 +63,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--directory",
             metavar="DIR",
             type=click.Path(path_type=Path),
-            help="Write them here, and leave systemd alone.",
+            help="Where the units are, or are to be, instead of where systemd looks.",
         ),
     ):
         command = option(command)

@@ -26,6 +26,7 @@ from typing import BinaryIO
 import click
 
 from borg_pull.errors import BusyError, FailedError, RequestError, printable
+from borg_pull.findings import many
 from borg_pull.output import put
 from borg_pull.pull import contents
 from borg_pull.pull.by_hand import alone, logged
@@ -133,7 +134,9 @@ def _as_json(name: str, found: Verified) -> str:
 
 
 def _as_text(found: Verified) -> str:
-    text = f"restored {found.files} files, {size(found.size)}, of {printable(found.archive)}"
+    text = (
+        f"restored {many(found.files, 'file')}, {size(found.size)}, of {printable(found.archive)}"
+    )
     if found.is_compared:
         return f"{text}: {found.identical} as on the source, {found.changed} changed there since\n"
     return (

@@ -47,7 +47,7 @@ def test_files_go_back_to_the_source(server: BackupServer, borg_pull: Command) -
     staging = server.site.source.tree("staging")
     server.site.allow(**rules, allow=["create", "restore"], restore_to=str(staging))
     dry = borg_pull("restore", "job", "latest", f"{data}/deep/a b", "--dry-run")
-    assert "would restore 1 items" in dry.stdout
+    assert "would restore 1 item of" in dry.stdout
     assert os.listdir(staging) == []
     done = borg_pull("restore", "job", "latest", f"{data}/deep/a b", "--json")
     told = json.loads(done.stdout)

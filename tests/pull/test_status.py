@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from borg_pull.errors import FailedError
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.log import Log, foreign, note
 from tests.harness.builds import PROJECT
@@ -168,3 +169,39 @@ def test_a_log_for_people_and_for_programs(config: Path, tmp_path: Path) -> None
     assert (told["id"], told["error"], len(told["lines"])) == (run_id, "it failed", 8)
     assert told["lines"][0] == said[0]
     assert run("logs", "1", "--config", config).stderr == "run 1 has no log; it was success"
+
+
+def test_a_job_that_nobody_knows_has_no_history(config: Path, tmp_path: Path) -> None:
+    for options in ((), ("--json",)):
+        said = run("history", "web2", *options, "--config", config)
+        assert (said.exit, said.stdout) == (64, "")
+        assert "there is no job web2, did you mean web1" in said.stderr.replace(";", ",")
+    ledger = Ledger(tmp_path / "state/ledger.sqlite")
+    ledger.finish(ledger.begin("gone", "web1", "web1", kind="create", log=None), "success")
+    ledger.close()
+    said = run("history", "gone", "--config", config)
+    assert (said.exit, "gone" in said.stdout) == (0, True), "one of the past is known"
+
+
+def test_care_without_rules_is_no_run(config: Path, tmp_path: Path) -> None:
+    for command, table in (("check", "[job.web1.check]"), ("prune", "[job.web1.retention]")):
+        said = run(command, "web1", "--config", config)
+        assert (said.exit, f"add a table {table}" in said.stderr) == (78, True)
+    ledger = Ledger(tmp_path / "state/ledger.sqlite")
+    assert {one.kind for one in ledger.runs()} == {"create", "verify"}
+    ledger.close()
+
+
+def test_where_to_look_is_said_once(config: Path, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "state/ledger.sqlite")
+    run_id = ledger.begin("web1", "web1", "web1", kind="verify", log=None)
+    ledger.finish(run_id, "failure", error=f"it failed; see borg-pull logs {run_id}, and more")
+    ledger.close()
+    shown = run("status", "--config", config).stdout
+    assert shown.count(f"see borg-pull logs {run_id}") == 1
+    assert FailedError("It is full.", "do this").line() == "It is full; do this"
+
+
+def test_choosing_jobs_in_two_ways(config: Path) -> None:
+    said = run("run", "web1", "--all", "--config", config)
+    assert (said.exit, said.stderr) == (64, "name jobs, or give --all or --due; one of them alone")
