@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from borg_pull.errors import BorgPullError, ConfigurationError, RequestError
+from borg_pull.errors import (
+    BorgPullError,
+    ConfigurationError,
+    RequestError,
+    SystemRefusedError,
+)
 from borg_pull.output import print_error
 from borg_pull.pull import notify, secret
 from borg_pull.pull.batch import Batch, our_fault
@@ -26,6 +32,8 @@ from borg_pull.pull.progress import JsonScreen, PeopleScreen, Screen
 from borg_pull.pull.pull import Task
 from borg_pull.pull.serve import remove_abandoned
 from borg_pull.pull.stop import Stop, set_by_signals
+
+_ALARM = "ledger-alarm"
 
 EXIT_CODES = """
 Exit codes: 0 every job made its backup; 1 with warnings; 2 a job failed, or was ended; 64 for a
@@ -59,6 +67,31 @@ def run(
         given = "one of them alone" if names or every or due else "see borg-pull run --help"
         raise RequestError("name jobs, or give --all or --due", given)
     config, places = invocation.config, invocation.places
+    try:
+        with alarmed(config, places):
+            worst, batch = _run(config, places, names, due, workers, as_json=as_json, quiet=quiet)
+            for fault in batch.faults:
+                raise fault
+            if batch.verdicts:
+                _calm(config, places)
+    except BorgPullError as fault:
+        if not config.faults:
+            raise
+        print_error(fault.line(), "yellow")
+    return ConfigurationError.exit_code if config.faults else worst
+
+
+def _run(
+    config: Config,
+    places: Places,
+    names: Sequence[str],
+    due: bool,
+    workers: int | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> tuple[int, Batch]:
+    """The worst that came of it as an exit code, and what was run."""
     ledger = Ledger(places.ledger)
     try:
         for lost in ledger.recover():
@@ -72,15 +105,49 @@ def run(
             verdict = batch.run([task(config, name) for name in chosen])
         worst = max(ORDER.index(verdict), _told(config, ledger, batch))
         _remove_old_logs(places.logs, config.settings.keep_logs.total_seconds())
+        return worst, batch
     finally:
         ledger.close()
-    if config.faults:
-        for fault in batch.faults[:1]:
-            print_error(fault.line(), "yellow")
-        return ConfigurationError.exit_code
-    if batch.faults:
-        raise batch.faults[0]
-    return worst
+
+
+@contextmanager
+def alarmed(config: Config, places: Places) -> Iterator[None]:
+    """Have people told when this host keeps runs from being put on record.
+
+    What was told else stands in the ledger, which then cannot be asked: here a file's age does it.
+    """
+    try:
+        yield
+    except SystemRefusedError as error:
+        stamp = places.runtime_dir / _ALARM
+        age = None
+        with suppress(OSError):
+            age = time.time() - stamp.stat().st_mtime
+        if age is None or not 0 <= age < config.notify.repeat_every.total_seconds():
+            text = f"this host cannot record what is pulled, so nothing may be: {error.line()}"
+            _send(config, text, is_bad=True)
+            with suppress(OSError):
+                stamp.unlink(missing_ok=True)
+                stamp.touch(mode=0o600)
+        raise
+
+
+def _calm(config: Config, places: Places) -> None:
+    """Tell that it can again, if it was told that it cannot."""
+    stamp = places.runtime_dir / _ALARM
+    if stamp.exists():
+        _send(config, "what is pulled is on record again", is_bad=False)
+        stamp.unlink(missing_ok=True)
+
+
+def _send(config: Config, text: str, *, is_bad: bool) -> None:
+    file = config.notify.urls_file
+    if file is None:
+        return
+    try:
+        notify.deliver(secret.lines(file), "borg-pull: ledger", text, is_bad=is_bad)
+    except BorgPullError as fault:
+        print_error(fault.line(), "yellow")
 
 
 def task(config: Config, name: str) -> Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,14 +54,15 @@ def status(invocation: Invocation, names: tuple[str, ...], *, as_json: bool, tel
 
         for name in names:
             task(config, name)
-    ledger = Ledger(invocation.places.ledger)
-    try:
-        ledger.recover()
-        now = datetime.now(UTC)
-        found = conditions(config, ledger, now)
-        faults = _told(config, ledger) if tell else []
-    finally:
-        ledger.close()
+    now = datetime.now(UTC)
+    with _alarmed(invocation) if tell else nullcontext():
+        ledger = Ledger(invocation.places.ledger)
+        try:
+            ledger.recover()
+            found = conditions(config, ledger, now)
+            faults = _told(config, ledger) if tell else []
+        finally:
+            ledger.close()
     if names:
         found = [one for one in found if one.job in names]
     if as_json:
@@ -87,6 +89,12 @@ def status(invocation: Invocation, names: tuple[str, ...], *, as_json: bool, tel
     if config.faults:
         return ConfigurationError.exit_code
     return 0 if all(one.is_fine for one in found) else 1
+
+
+def _alarmed(invocation: Invocation) -> AbstractContextManager[None]:
+    from borg_pull.pull.run import alarmed
+
+    return alarmed(invocation.config, invocation.places)
 
 
 def _told(config: Config, ledger: Ledger) -> list[BorgPullError]:

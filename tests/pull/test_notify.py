@@ -373,3 +373,37 @@ def test_an_unknown_service_is_named_by_its_number_alone() -> None:
 def test_a_hostile_error_line_stays_one_line() -> None:
     bad = replace(condition("failing"), job="j\x1b[2J\nother: fine")
     assert notify.text(bad, "failing").isprintable()
+
+
+def test_a_ledger_that_cannot_be_used_is_told_once(
+    service: tuple[str, list[Any], list[int]], short_path: Path
+) -> None:
+    """What was told stands in the ledger; without it people must hear all the same."""
+    address, received, _ = service
+    urls = short_path / "urls"
+    urls.write_text(f"json://{address}/\n")
+    urls.chmod(0o600)
+    main = short_path / "pull.toml"
+    main.write_text(
+        f'[settings]\nstate_dir = "{short_path}/state"\n[notify]\nurls_file = "{urls}"\n'
+        '[source.s]\nhost = "127.0.0.1"\nport = 1\nidentity = "/none"\n'
+        f'[repository.r]\npath = "{short_path}/r"\n'
+        '[job.job]\nsource = "s"\nrepository = "r"\npaths = ["/srv"]\n'
+    )
+    main.chmod(0o600)
+    (short_path / "state").mkdir(mode=0o700)
+    damaged = short_path / "state/ledger.sqlite"
+    damaged.write_bytes(b"SQLite format 3\0" + b"x" * 8192)
+    for words in (["run", "job"], ["status", "--tell"], ["run", "--all"]):
+        assert run(*words, "--config", main).exit == 71
+    (message,) = received
+    assert message["message"].startswith("this host cannot record what is pulled, so nothing may")
+    assert "is damaged" in message["message"]
+    assert run("status", "--config", main).exit == 71
+
+    damaged.unlink()
+    run("run", "job", "--config", main)
+    assert [one["message"] for one in received[1:]][-1] == "what is pulled is on record again"
+    told = len(received)
+    run("run", "job", "--config", main)
+    assert len(received) == told
