@@ -148,6 +148,7 @@ KINDS: list[tuple[Any, str]] = [
     (fields.Calendar, "calendar expression"),
     (fields.Command, "array of program and arguments"),
     (fields.Duration, "time span"),
+    (fields.Memory, "size"),
     (fields.MetricsFile, "absolute path"),
     (fields.NameReference, "name"),
     (fields.PositiveDuration, "time span"),

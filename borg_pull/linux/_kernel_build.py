@@ -23,6 +23,10 @@ ffibuilder.cdef(
     int bp_end_children(void);
     int bp_vouches_for_owners(int descriptor);
     int bp_deny_system_calls(int unpacks);
+    int bp_unshare_mounts(int with_user);
+    int bp_make_mounts_private(void);
+    int bp_mount_on_itself(const char *path);
+    int bp_set_read_only(const char *path, int is_read_only, int with_all_below);
 
     #define BP_RESOLVE_NO_SYMLINKS ...
     #define BP_RESOLVE_NO_MAGICLINKS ...
@@ -49,6 +53,7 @@ ffibuilder.set_source(
     #include <string.h>
     #include <sys/auxv.h>
     #include <sys/ioctl.h>
+    #include <sys/mount.h>
     #include <sys/prctl.h>
     #include <sys/resource.h>
     #include <sys/socket.h>
@@ -475,6 +480,46 @@ ffibuilder.set_source(
         if (fstatfs(descriptor, &found) != 0)
             return -errno;
         return found.f_type != PROC_SUPER_MAGIC && !(found.f_flags & ST_NOSUID);
+    }
+
+    static int bp_unshare_mounts(int with_user)
+    {
+        return unshare(CLONE_NEWNS | (with_user ? CLONE_NEWUSER : 0)) != 0 ? -errno : 0;
+    }
+
+    /* Nobody else sees a change of them, nor this process any of others. */
+    static int bp_make_mounts_private(void)
+    {
+        return mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ? -errno : 0;
+    }
+
+    static int bp_mount_on_itself(const char *path)
+    {
+        return mount(path, path, NULL, MS_BIND | MS_REC, NULL) != 0 ? -errno : 0;
+    }
+
+    /* include/uapi/linux/mount.h of Linux 5.12; the C library's own may lack it. */
+    #ifndef SYS_mount_setattr
+    #define SYS_mount_setattr 442
+    #endif
+    struct bp_mount_attributes {
+        uint64_t attr_set;
+        uint64_t attr_clr;
+        uint64_t propagation;
+        uint64_t userns_fd;
+    };
+    #define BP_MOUNT_READ_ONLY 1
+    #define BP_RECURSIVE 0x8000
+
+    static int bp_set_read_only(const char *path, int is_read_only, int with_all_below)
+    {
+        struct bp_mount_attributes attributes = {0};
+        if (is_read_only)
+            attributes.attr_set = BP_MOUNT_READ_ONLY;
+        else
+            attributes.attr_clr = BP_MOUNT_READ_ONLY;
+        return syscall(SYS_mount_setattr, AT_FDCWD, path, with_all_below ? BP_RECURSIVE : 0,
+                       &attributes, sizeof attributes) != 0 ? -errno : 0;
     }
     """,
     extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],

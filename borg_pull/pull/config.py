@@ -24,6 +24,7 @@ from borg_pull.pull.fields import (
     Duration,
     Host,
     Interval,
+    Memory,
     MetricsFile,
     Name,
     NameReference,
@@ -136,6 +137,17 @@ class Repository(_Table):
     borg: AbsolutePath = _default("/usr/bin/borg", "The borg that serves it, 1.2 or 1.4.")
     quota: Quota | None = Field(default=None, description="`borg serve`'s storage quota.")
     umask: Umask = Field(default="0077", description="Of the files that borg makes.")
+    memory: Memory = _default(
+        "4 GiB",
+        "What each borg on it may take. Its index alone has 50 bytes for each of its chunks, of "
+        "2 MiB on average; `check` and `prune` hold it three times.",
+    )
+    lookup_deadline: PositiveDuration = _default(
+        "30min", "When a borg is ended that lists archives or looks at one."
+    )
+    deadline: PositiveDuration = _default(
+        "3d", "When any other borg of this host on it is ended: `check`, `prune`, `extract`."
+    )
     passphrase_file: AbsolutePath | None = Field(
         default=None,
         description="File whose first line is the passphrase. Of root or the user, readable by "

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from borg_pull.errors import BorgPullError, SystemRefusedError
-from borg_pull.linux import landlock, process
+from borg_pull.linux import landlock, mounts, process
 from borg_pull.pull import preload
 
 MARK = "--confined"
@@ -65,6 +65,12 @@ class Order:
     writable: list[str]
     """Paths below which everything is allowed."""
     umask: int
+    readable: Sequence[str] = ()
+    """Paths that may be read, and below."""
+    is_sealed: bool = False
+    """Whether modes, owners and attributes, too, are to stay as they are but below ``writable``,
+    directories then; where the system has no such thing, that is left to whoever gives the order.
+    """
     directory: str = "/"
     """Where it is started."""
     is_connected: bool = True
@@ -148,6 +154,10 @@ def _awaited_connection() -> int | None:
 
 def _confine(order: Order) -> None:
     process.set_no_new_privileges()
+    if order.is_sealed:
+        mounts.keep_writable(order.writable)
+        # The kernel forgets the signal when credentials change.
+        process.set_parent_death_signal(signal.SIGTERM)
     level = landlock.abi()
     if level is None:
         _say(f"this kernel has no Landlock: {order.argv[0]} is not confined to its repository")
@@ -155,7 +165,7 @@ def _confine(order: Order) -> None:
     rules = landlock.Ruleset(level)
     for path in (*_LOADED, *order.loaded):
         rules.allow_path(path, landlock.READ_AND_EXECUTE)
-    for path in _LOOKED_UP:
+    for path in (*_LOOKED_UP, *order.readable):
         rules.allow_path(path, landlock.READ)
     rules.allow_path("/dev/null", landlock.READ_AND_WRITE_FILE)
     for path in order.writable:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,20 @@ from borg_pull.errors import (
 )
 from borg_pull.pull.faults import nearest
 from borg_pull.pull.pull import Task
-from borg_pull.pull.repository import Archive, Archives, LocalRepository, ended, is_done
+from borg_pull.pull.repository import (
+    Archive,
+    Archives,
+    Cell,
+    LocalRepository,
+    is_done,
+)
+from borg_pull.pull.tree import Tree
 from borg_pull.values import path_fault
 
 LATEST = "latest"
 _WARNINGS_KEPT = 100
+_LONGEST_LINE = 1 << 20
+_WITHOUT_ATTRIBUTES = ("--noflags", "--noacls", "--noxattrs")
 
 
 @dataclass(frozen=True)
@@ -122,15 +134,20 @@ def extract(
     directory: Path,
     *,
     dry_run: bool = False,
+    with_attributes: bool = False,
+    largest: int | None = None,
     is_kept: bool = True,
     show: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Extracted:
     """Unpack ``patterns`` of the archive, or all, into ``directory``, which must be empty or new.
 
+    What is unpacked is what is checked before only where nothing else can change the repository
+    meanwhile. ``with_attributes`` is for access control lists, extended attributes and flags,
+    ``largest`` the size of the largest file that is made, where that is to be a limit.
     ``is_kept`` tells whether it outlives a failure. ``show`` is told how many items are done, of
     how many. Raises RequestError, FailedError.
     """
-    count, size = _checked(items(repository, archive, patterns))
+    count, size = _checked(items(repository, archive, patterns), is_whole=not patterns)
     if count == 0:
         raise RequestError(
             f"archive {printable(archive)} has nothing of what was named",
@@ -139,26 +156,40 @@ def extract(
     if dry_run:
         return Extracted(count, size, [])
     _make_empty(directory)
-    location = f"{repository.repository.path}::{archive}"
-    words = ["extract", "--list", "--log-json", location, *patterns]
-    process = repository.start(words, stdout=subprocess.DEVNULL, confined_to=directory)
+    with tempfile.TemporaryDirectory(prefix="borg-pull-") as own:
+        cell = Cell(directory, Path(own), largest)
+        options = () if with_attributes else _WITHOUT_ATTRIBUTES
+        words = ["extract", "--list", "--log-json", *options]
+        words += [f"{repository.repository.path}::{archive}", *patterns]
+        process = repository.start(words, stdout=subprocess.DEVNULL, confined_to=cell)
+        with repository.bounded("extract", process):
+            warnings = _heard(process, archive, directory, lambda done: show(done, count))
+    return Extracted(count, size, warnings)
+
+
+def _heard(
+    process: subprocess.Popen[bytes],
+    archive: str,
+    directory: Path,
+    show: Callable[[int], None],
+) -> list[str]:
+    """The warnings of an unpacking, once it is done. Raises FailedError."""
     assert process.stderr is not None
     done, warnings, said = 0, list[str](), ""
-    with ended(process):
-        for line in process.stderr:
-            told = _told(line)
-            if told is None:
-                said = said or line.decode("utf-8", "replace").strip()
-            elif told.get("name") == "borg.output.list":
-                done += 1
-                show(done, count)
-            elif told.get("type") == "log_message":
-                # An exception's first line says it; a traceback follows.
-                text = printable(str(told.get("message", "")).strip().partition("\n")[0][:2000])
-                if told.get("levelname") == "WARNING" and len(warnings) < _WARNINGS_KEPT:
-                    warnings.append(text)
-                elif told.get("levelname") in ("ERROR", "CRITICAL"):
-                    said = said or text
+    for line in iter(partial(process.stderr.readline, _LONGEST_LINE), b""):
+        told = _told(line)
+        if told is None:
+            said = said or line.decode("utf-8", "replace").strip()
+        elif told.get("name") == "borg.output.list":
+            done += 1
+            show(done)
+        elif told.get("type") == "log_message":
+            # An exception's first line says it; a traceback follows.
+            text = printable(str(told.get("message", "")).strip().partition("\n")[0][:2000])
+            if told.get("levelname") == "WARNING" and len(warnings) < _WARNINGS_KEPT:
+                warnings.append(text)
+            elif told.get("levelname") in ("ERROR", "CRITICAL"):
+                said = said or text
     process.stderr.close()
     code = process.wait()
     if not is_done(code):
@@ -166,38 +197,42 @@ def extract(
             f"borg extract of {printable(archive)}: {printable(said) or f'exit {code}'}",
             f"what was unpacked before is in {directory}" if is_kept else None,
         )
-    return Extracted(count, size, warnings)
+    return warnings
 
 
-def _checked(found: Iterator[Item]) -> tuple[int, int]:
+def _checked(found: Iterator[Item], *, is_whole: bool) -> tuple[int, int]:
     """Number and size of the items, of which none leads out of where it is unpacked.
 
-    Raises FailedError: borg writes through a link that it has unpacked itself.
+    Raises FailedError.
     """
     count = size = 0
-    links: set[str] = set()
+    tree = Tree(is_whole=is_whole)
     for item in found:
         count += 1
         size += item.size
-        parts = item.path.split("/")
-        above = ("/".join(parts[:depth]) for depth in range(1, len(parts)))
-        if not {"", ".", ".."}.isdisjoint(parts) or not links.isdisjoint(above):
+        fault = tree.fault(item.path, item.mode[:1], item.target)
+        if fault is not None:
             raise FailedError(
-                f"the archive leads out of where it is unpacked, by {printable(item.path)}",
-                "no borg makes such an archive by itself: look who made it",
+                f"the archive could lead out of where it is unpacked: {printable(item.path)} "
+                f"{fault}",
+                "nothing was unpacked; no honest backup has this: look who made it",
             )
-        if item.mode.startswith("l"):
-            links.add(item.path)
     return count, size
 
 
 def _make_empty(directory: Path) -> None:
-    """Make ``directory``, or see that there is nothing in it. Raises RequestError."""
+    """Make ``directory``, or see that it is this user's alone and empty. Raises RequestError."""
     try:
         directory.mkdir(mode=0o700, parents=True)
     except FileExistsError:
-        if not directory.is_dir():
+        # Whoever could rename or replace what is in it would have it lead elsewhere.
+        status = directory.lstat()
+        if not stat.S_ISDIR(status.st_mode):
             raise RequestError(f"{directory} is not a directory") from None
+        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise RequestError(
+                f"{directory} is another user's, or others may write it", "name a new directory"
+            ) from None
         if os.listdir(directory):
             raise RequestError(
                 f"{directory} is not empty", "name a new directory: nothing is overwritten"

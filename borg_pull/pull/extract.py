@@ -15,6 +15,7 @@ from borg_pull.errors import FailedError, RequestError, SystemRefusedError, prin
 from borg_pull.findings import many
 from borg_pull.output import abandon_output, print_error, put
 from borg_pull.pull import contents
+from borg_pull.pull.by_hand import unchanged
 from borg_pull.pull.contents import Item
 from borg_pull.pull.invocation import Invocation, tolerant
 from borg_pull.pull.progress import counting, size
@@ -40,6 +41,12 @@ FUSE_HINT = "on Debian: apt-get install fuse3 python3-llfuse; or take borg-pull 
     help="New or empty directory to unpack into.",
 )
 @click.option("--dry-run", is_flag=True, help="Say how much it is, and unpack nothing.")
+@click.option(
+    "--attributes",
+    "with_attributes",
+    is_flag=True,
+    help="ACLs, extended attributes and file flags, too.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @tolerant
 def extract(
@@ -50,6 +57,7 @@ def extract(
     directory: Path,
     *,
     dry_run: bool,
+    with_attributes: bool,
     as_json: bool,
 ) -> int:
     """Unpack paths of a job's archive into a directory of this host.
@@ -61,11 +69,18 @@ def extract(
     contents.readable_here(job, f"{printable(archive)} PATH...")
     patterns = contents.members(paths)
     repository = local(config, job.repository_name)
-    found = contents.chosen(repository, config.archive_glob(name), archive)
-    with failing_by_signals(), counting(found.name) as show:
-        done = contents.extract(
-            repository, found.name, patterns, directory.absolute(), dry_run=dry_run, show=show
-        )
+    with unchanged(job, invocation.places):
+        found = contents.chosen(repository, config.archive_glob(name), archive)
+        with failing_by_signals(), counting(found.name) as show:
+            done = contents.extract(
+                repository,
+                found.name,
+                patterns,
+                directory.absolute(),
+                dry_run=dry_run,
+                with_attributes=with_attributes,
+                show=show,
+            )
     if as_json:
         report = {
             "job": name,

@@ -37,6 +37,7 @@ LONGEST_RUNTIME_DIR = 80
 """Bytes. A socket's path has 107 (unix(7)); a run's own directory and the socket need the rest."""
 
 SMALLEST_QUOTA = 10_000_000  # bytes, borg's own limit
+SMALLEST_MEMORY = 512 << 20  # bytes
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 NO_NAME = "is no name (letters, digits, '.', '_', '-', first a letter or digit, up to 64)"
@@ -243,6 +244,12 @@ def _large_enough(quota: int) -> int:
     return quota
 
 
+def _enough(memory: int) -> int:
+    if memory < SMALLEST_MEMORY:
+        raise ValueError("is less than the 512 MiB that borg starts with")
+    return memory
+
+
 def unique(values: list[str]) -> list[str]:
     """``values``; raises ValueError when one is there twice."""
     for position, value in enumerate(values):
@@ -300,4 +307,5 @@ Size = Annotated[
     BeforeValidator(_size),
     WithJsonSchema({"type": ["string", "integer"], "minimum": 0, "pattern": "^[0-9. ]+[A-Za-z]*$"}),
 ]
+Memory = Annotated[Size, AfterValidator(_enough)]
 Quota = Annotated[Size, AfterValidator(_large_enough)]

@@ -9,11 +9,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 
-def take(held: ExitStack, directory: Path, name: str) -> bool:
-    """Take the lock of this name until ``held`` is closed; False when somebody has it."""
+def take(held: ExitStack, directory: Path, name: str, *, shared: bool = False) -> bool:
+    """Take the lock of this name until ``held`` is closed; False when somebody has it.
+
+    Any number can have it ``shared``, while nobody has it alone.
+    """
     descriptor = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return False

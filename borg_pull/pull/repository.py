@@ -8,7 +8,7 @@ import os
 import select
 import subprocess
 import tempfile
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from typing import IO, Any
 from borg_pull.errors import BorgPullError, FailedError
 from borg_pull.last_words import last_words
 from borg_pull.pull import confined, obstacles, preload
+from borg_pull.pull.bounds import limited
 from borg_pull.pull.config import Repository
 from borg_pull.pull.log import LogFile, foreign
 from borg_pull.pull.said import sentence
@@ -28,6 +29,12 @@ from borg_pull.pull.stop import Stop
 
 LOCK_WAIT = 60
 """Seconds a borg of ours waits for somebody else's lock."""
+
+_LOOKUPS = ("list", "info")
+_KILL_SECONDS = 30.0
+"""What a borg that was told to end gets for it."""
+_MOST_OUTPUT = 64 << 20
+_LONGEST_LINE = 1 << 20
 
 
 class RepositoryError(FailedError):
@@ -42,6 +49,18 @@ class Archive:
     name: str
     time: datetime
     """When it was made, UTC."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a confined borg can change: these directories, which must be there, and nothing else."""
+
+    directory: Path
+    """Where it is started."""
+    own: Path
+    """For what it keeps for itself."""
+    largest: int | None = None
+    """Bytes of the largest file it makes."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +191,8 @@ class LocalRepository(Archives):
             if on_line is not None:
                 on_line(line)
 
-        stdout, stderr = _output(process, hear, timeout, self.stop)
+        with self.bounded(words[0], process, timeout):
+            stdout, stderr = _output(process, hear, self.stop)
         answer = Answer(process.returncode, stdout, stderr)
         self.check(words[0], answer.code, stderr)
         return answer
@@ -182,18 +202,62 @@ class LocalRepository(Archives):
         with tempfile.TemporaryFile() as said:
             process = self.start(words, stderr=said)
             assert process.stdout is not None
-            with ended(process):
-                yield from process.stdout
-            process.stdout.close()
-            code = process.wait()
-            said.seek(0)
-            self.check(words[0], code, said.read().decode("utf-8", "replace"))
+            with self.bounded(words[0], process):
+                while line := process.stdout.readline(_LONGEST_LINE):
+                    if len(line) == _LONGEST_LINE:
+                        raise RepositoryError(f"borg {words[0]} says a line of {len(line)} bytes")
+                    yield line
+                process.stdout.close()
+            said.seek(max(0, said.seek(0, os.SEEK_END) - _LONGEST_LINE))
+            told = said.read().decode("utf-8", "replace")
+            self.check(words[0], process.returncode, told)
+
+    @contextmanager
+    def bounded(
+        self, verb: str, process: subprocess.Popen[bytes], seconds: float | None = None
+    ) -> Iterator[None]:
+        """Have borg end by itself within this, but not after ``seconds``, else its deadline.
+
+        Where this is cut short, borg ends in order, and is waited for. Raises RepositoryError at
+        the deadline.
+        """
+        if seconds is None:
+            is_lookup = verb in _LOOKUPS
+            deadline = self.repository.lookup_deadline if is_lookup else self.repository.deadline
+            seconds = deadline.total_seconds()
+        watch = _Watch(process, seconds)
+        try:
+            yield
+            process.wait()
+        except BaseException as error:
+            process.terminate()
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+            process.wait()
+            if not (watch.is_over and isinstance(error, BorgPullError)):
+                raise
+        finally:
+            watch.stop()
+        if watch.is_over:
+            raise RepositoryError(
+                f"borg {verb} on {self.repository.path} did not end within {seconds:.0f} s",
+                "is what the source has written there what it seems? if so, give the repository "
+                "another deadline or lookup_deadline",
+            )
 
     def check(self, verb: str, code: int, stderr: str) -> None:
         """Raise RepositoryError, AccessError, LockedError if that is how a failed borg ends."""
         if not is_done(code):
             if self.stop is not None and self.stop.reason is not None:
                 raise RepositoryError(f"borg {verb}: {self.stop.reason}")
+            if "MemoryError" in stderr:
+                raise RepositoryError(
+                    f"borg {verb} on {self.repository.path} wants more memory than "
+                    f"{self.repository.memory.human_readable()}",
+                    "is what the source has written there what it seems? if so, give the "
+                    "repository more memory",
+                )
             lines = stderr.splitlines()
             fault = obstacles.access_fault(self.repository.path) or obstacles.lock_fault(
                 self.repository.path, lines
@@ -216,12 +280,11 @@ class LocalRepository(Archives):
         cwd: Path | None = None,
         stdout: int | IO[bytes] = subprocess.PIPE,
         stderr: int | IO[bytes] = subprocess.PIPE,
-        confined_to: Path | None = None,
+        confined_to: Cell | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start ``borg WORDS``; it ends when the thread that starts it does.
 
-        ``confined_to`` is a directory it is started in and confined to: of all files it can then
-        change those below that, those of the repository and borg's own.
+        One that is confined can only read the repository: it takes no lock.
         """
         return self._start(
             words[0],
@@ -244,7 +307,7 @@ class LocalRepository(Archives):
         stdin: int = subprocess.DEVNULL,
         stdout: int | IO[bytes] = subprocess.PIPE,
         stderr: int | IO[bytes] = subprocess.PIPE,
-        confined_to: Path | None = None,
+        confined_to: Cell | None = None,
     ) -> subprocess.Popen[bytes]:
         passphrase = self.passphrase()
         environment = self._environment()
@@ -258,11 +321,13 @@ class LocalRepository(Archives):
             os.write(writer, passphrase + b"\n")
             os.close(writer)
             environment["BORG_PASSPHRASE_FD"] = str(reader)
+        largest = None
         if confined_to is not None:
+            largest = confined_to.largest
             argv = confined.command(self._order(argv, environment, confined_to))
         try:
             return subprocess.Popen(
-                tied(argv),
+                tied(limited(argv, self.repository, largest)),
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
@@ -278,20 +343,21 @@ class LocalRepository(Archives):
             if reader is not None:
                 os.close(reader)
 
-    def _order(
-        self, argv: list[str], environment: dict[str, str], directory: Path
-    ) -> confined.Order:
-        own = _borgs_own(environment)
-        for one in own:
-            # A rule needs something that is there; borg makes its own like this, too.
-            one.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def _order(self, argv: list[str], environment: dict[str, str], cell: Cell) -> confined.Order:
+        keys = _config_directory(environment) / "keys"
+        own = str(cell.own)
         return confined.Order(
-            argv=argv,
-            environment=environment | {"TMPDIR": str(own[-1])},
+            argv=[*argv[:2], "--bypass-lock", *argv[2:]],
+            environment={
+                name: value for name, value in environment.items() if not name.startswith("XDG_")
+            }
+            | {"TMPDIR": own, "BORG_BASE_DIR": own, "BORG_KEYS_DIR": str(keys)},
             loaded=confined.places_of(self.repository.borg),
-            writable=[str(directory), str(self.repository.path), *map(str, own)],
+            writable=[str(cell.directory), own],
+            readable=[str(self.repository.path), str(keys)],
             umask=0o077,
-            directory=str(directory),
+            is_sealed=True,
+            directory=str(cell.directory),
             is_connected=False,
         )
 
@@ -322,16 +388,14 @@ _KNOWN_ENDS = (
 """Ends of borg's that happen to everybody, in the words of both versions, and what to do."""
 
 
-def _borgs_own(environment: dict[str, str]) -> tuple[Path, Path]:
-    """Where borg keeps its keys and security data, and its cache (its docs, "Environment
-    Variables")."""
+def _config_directory(environment: dict[str, str]) -> Path:
+    """Where borg keeps its keys (its docs, "Environment Variables")."""
     base = environment.get("BORG_BASE_DIR")
     home = base or environment.get("HOME") or str(Path("~").expanduser())
-    config, cache = f"{home}/.config", f"{home}/.cache"
+    config = f"{home}/.config"
     if base is None:
         config = environment.get("XDG_CONFIG_HOME", config)
-        cache = environment.get("XDG_CACHE_HOME", cache)
-    return Path(config) / "borg", Path(cache) / "borg"
+    return Path(config) / "borg"
 
 
 def is_done(code: int) -> bool:
@@ -339,66 +403,63 @@ def is_done(code: int) -> bool:
     return code in (0, 1) or 100 <= code <= 127
 
 
-@contextmanager
-def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Where this is cut short, have borg end in order, and wait for that."""
-    try:
-        yield
-    except BaseException:
-        process.terminate()
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
-        process.wait()
-        raise
+class _Watch:
+    """Tells borg to end after ``seconds``, and kills it should it not."""
+
+    def __init__(self, process: subprocess.Popen[bytes], seconds: float) -> None:
+        self.is_over = False
+        self._process = process
+        self._start(seconds, self._end)
+
+    def _start(self, seconds: float, action: Callable[[], None]) -> None:
+        self._timer = threading.Timer(seconds, action)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _end(self) -> None:
+        self.is_over = True
+        self._process.terminate()
+        self._start(_KILL_SECONDS, self._process.kill)
+
+    def stop(self) -> None:
+        self._timer.cancel()
 
 
 def _output(
-    process: subprocess.Popen[bytes],
-    on_line: Callable[[bytes], None],
-    timeout: float | None,
-    stop: Stop | None,
+    process: subprocess.Popen[bytes], on_line: Callable[[bytes], None], stop: Stop | None
 ) -> tuple[bytes, str]:
-    """All it says; told to end at ``stop`` or after ``timeout``, which borg does in order."""
+    """All it says; told to end at ``stop``, which borg does in order. Raises RepositoryError."""
     assert process.stdout is not None
     assert process.stderr is not None
     stdout, stderr, heard = bytearray(), bytearray(), 0
-    end_at = None if timeout is None else time.monotonic() + timeout
     open_streams = {process.stdout.fileno(): stdout, process.stderr.fileno(): stderr}
     poll = select.poll()
     for descriptor in open_streams:
         poll.register(descriptor, select.POLLIN)
     if stop is not None:
         poll.register(stop.fileno(), select.POLLIN)
-    with ended(process):
-        while open_streams:
-            for descriptor, _events in poll.poll(_milliseconds(end_at)):
-                if descriptor not in open_streams:
-                    poll.unregister(descriptor)
-                    process.terminate()
-                    continue
-                block = os.read(descriptor, 65536)
-                open_streams[descriptor].extend(block)
-                if not block:
-                    poll.unregister(descriptor)
-                    del open_streams[descriptor]
-                elif open_streams[descriptor] is stderr:
-                    while (end := stderr.find(b"\n", heard) + 1) > 0:
-                        on_line(bytes(stderr[heard:end]))
-                        heard = end
-            if end_at is not None and time.monotonic() >= end_at:
-                end_at = None
+    while open_streams:
+        for descriptor, _events in poll.poll():
+            if descriptor not in open_streams:
+                poll.unregister(descriptor)
                 process.terminate()
+                continue
+            block = os.read(descriptor, 65536)
+            open_streams[descriptor].extend(block)
+            if len(open_streams[descriptor]) > _MOST_OUTPUT:
+                raise RepositoryError(f"borg says more than {_MOST_OUTPUT >> 20} MB")
+            if not block:
+                poll.unregister(descriptor)
+                del open_streams[descriptor]
+            elif open_streams[descriptor] is stderr:
+                while (end := stderr.find(b"\n", heard) + 1) > 0:
+                    on_line(bytes(stderr[heard:end]))
+                    heard = end
     if heard < len(stderr):
         on_line(bytes(stderr[heard:]))
     process.stdout.close()
     process.stderr.close()
-    process.wait()
     return bytes(stdout), stderr.decode("utf-8", "replace")
-
-
-def _milliseconds(end_at: float | None) -> float | None:
-    return None if end_at is None else min(max(0.0, end_at - time.monotonic()) * 1000 + 1, 3.6e6)
 
 
 def _archive(entry: dict[str, Any]) -> Archive:

@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import click
 
@@ -33,6 +32,7 @@ from borg_pull.pull.by_hand import alone, logged
 from borg_pull.pull.contents import Item
 from borg_pull.pull.invocation import Invocation, tolerant
 from borg_pull.pull.ledger import Ledger
+from borg_pull.pull.log import LogFile
 from borg_pull.pull.places import Places
 from borg_pull.pull.progress import size
 from borg_pull.pull.pull import Attempt, Task, attempt, hello
@@ -51,6 +51,7 @@ _REFUSED = (71, 77)
 """How a source answers when it will not or cannot read a path."""
 _NOT_BY_NAME = "is not allowed"
 _TRIES = 10
+NOT_COMPARED = "not compared with the source, whose rules let no single files be asked for"
 
 
 @dataclass
@@ -95,6 +96,7 @@ def verify(invocation: Invocation, name: str, *, files: int, as_json: bool) -> i
     # What the source itself restores and compares is its own word: no verification.
     contents.readable_here(job, "latest / --dry-run, which has the source read and check it all")
     repository = local(config, job.repository_name)
+    doubts: list[str] = []
     ledger = Ledger(places.ledger)
     try:
         ledger.recover()
@@ -102,12 +104,14 @@ def verify(invocation: Invocation, name: str, *, files: int, as_json: bool) -> i
         if last is None or last.archive is None:
             raise RequestError(f"job {name} has no backup yet", f"run: borg-pull run {name}")
         with (
-            logged(ledger, job, places, "verify") as (run, log),
+            logged(ledger, job, places, "verify", doubts) as (run, log),
             alone(job, places),
             failing_by_signals(),
         ):
             found = _verified(job, repository, places, last.archive, files, log)
             ledger.update(run, archive=found.archive, files=found.files, original_size=found.size)
+            if not found.is_compared:
+                doubts.append(NOT_COMPARED)
             if found.faults:
                 raise VerificationError(
                     f"{len(found.faults)} of {found.files} files of {printable(found.archive)} are "
@@ -139,14 +143,11 @@ def _as_text(found: Verified) -> str:
     )
     if found.is_compared:
         return f"{text}: {found.identical} as on the source, {found.changed} changed there since\n"
-    return (
-        f"{text}: all have passed borg's checksums\n"
-        "not compared with the source, whose rules let no single files be asked for (trees do)\n"
-    )
+    return f"{text}: all have passed borg's checksums\n{NOT_COMPARED} (trees do)\n"
 
 
 def _verified(
-    job: Task, repository: LocalRepository, places: Places, archive: str, count: int, log: BinaryIO
+    job: Task, repository: LocalRepository, places: Places, archive: str, count: int, log: LogFile
 ) -> Verified:
     sample = _sample(contents.items(repository, archive, ()), count)
     if not sample:
@@ -158,7 +159,7 @@ def _verified(
     try:
         found = Verified(archive, len(sample), sum(item.size for item in sample))
         kept = directory / "kept"
-        contents.extract(repository, archive, _patterns(sample), kept, is_kept=False)
+        _restore(repository, archive, sample, kept)
         for item in sample:
             if _size_of(kept / item.path) != item.size:
                 _fault(found, log, item, "cannot be restored whole")
@@ -170,7 +171,36 @@ def _verified(
             _compare(found, job, repository, places, greeting, sample, directory, log)
         return found
     finally:
-        shutil.rmtree(directory)
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            left = f"{directory} cannot be removed: {error.strerror}\n"
+            log.write(printable(left).encode())
+
+
+def _restore(
+    repository: LocalRepository, archive: str, sample: Sequence[Item], directory: Path
+) -> None:
+    """Unpack the sample, as far as it is as large as the archive says. Raises FailedError."""
+    most = sum(item.size for item in sample)
+
+    def stay_within(_done: int, _all: int) -> None:
+        if sum(_size_of(directory / item.path) or 0 for item in sample) > most:
+            raise FailedError(
+                f"archive {printable(archive)} holds more than the {size(most)} it speaks of",
+                "no honest backup does: look who made it",
+            )
+
+    largest = max(item.size for item in sample)
+    contents.extract(
+        repository,
+        archive,
+        _patterns(sample),
+        directory,
+        largest=largest,
+        is_kept=False,
+        show=stay_within,
+    )
 
 
 def _sample(items: Iterator[Item], count: int) -> list[Item]:
@@ -202,7 +232,7 @@ def _compare(
     greeting: Greeting,
     sample: Sequence[Item],
     directory: Path,
-    log: BinaryIO,
+    log: LogFile,
 ) -> None:
     """Have the source read the sample once more, and compare. Raises FailedError, BusyError."""
     prefix = f"verify-of-{job.name}@"
@@ -221,7 +251,7 @@ def _compare(
         if name is None or not same:
             return
         fresh = directory / "fresh"
-        contents.extract(repository, name, _patterns(same), fresh, is_kept=False)
+        _restore(repository, name, same, fresh)
         for item in same:
             kept = directory / "kept" / item.path
             if filecmp.cmp(kept, fresh / item.path, shallow=False):
@@ -242,7 +272,7 @@ class _Asked:
         greeting: Greeting,
         prefix: str,
         repository: LocalRepository,
-        log: BinaryIO,
+        log: LogFile,
     ) -> None:
         self._job = job
         self._places = places
@@ -320,11 +350,11 @@ def _is_unchanged(then: Item, now: Item | None) -> bool:
 def _size_of(path: Path) -> int | None:
     try:
         return os.lstat(path).st_size
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
-def _fault(found: Verified, log: BinaryIO, item: Item, what: str) -> None:
+def _fault(found: Verified, log: LogFile, item: Item, what: str) -> None:
     text = printable(f"/{item.path} {what}")
     found.faults.append(text)
     log.write(text.encode() + b"\n")

@@ -2,8 +2,8 @@
 
 Run by the interpreter that has it: ``made_archive.py REPOSITORY ARCHIVE < ITEMS``. Items are a JSON
 array of objects: path, and one of content (text), target (of a symbolic link), same_as (path of the
-file that this is a hard link to), or none (a directory); mode for permissions. Paths are stored as
-they stand.
+file that this is a hard link to), or none (a directory); mode for permissions, size for what it
+claims to have. Paths are stored as they stand.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _main() -> None:
                     content = wanted["content"].encode()
                     item.mode = stat.S_IFREG | wanted.get("mode", 0o644)
                     item.chunks = [cache.add_chunk(key.id_hash(content), content, archive.stats)]
-                    item.size = len(content)
+                    item.size = wanted.get("size", len(content))
                 elif "same_as" in wanted:
                     item.mode = stat.S_IFREG | 0o644
                     item.source = wanted["same_as"]
