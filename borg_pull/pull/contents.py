@@ -163,17 +163,21 @@ def extract(
         words += [f"{repository.repository.path}::{archive}", *patterns]
         process = repository.start(words, stdout=subprocess.DEVNULL, confined_to=cell)
         with repository.bounded("extract", process):
-            warnings = _heard(process, archive, directory, lambda done: show(done, count))
+            left = directory if is_kept else None
+            warnings = _heard(process, archive, left, lambda done: show(done, count))
     return Extracted(count, size, warnings)
 
 
 def _heard(
     process: subprocess.Popen[bytes],
     archive: str,
-    directory: Path,
+    left: Path | None,
     show: Callable[[int], None],
 ) -> list[str]:
-    """The warnings of an unpacking, once it is done. Raises FailedError."""
+    """The warnings of an unpacking, once it is done; a failed one leaves something in ``left``.
+
+    Raises FailedError.
+    """
     assert process.stderr is not None
     done, warnings, said = 0, list[str](), ""
     for line in iter(partial(process.stderr.readline, _LONGEST_LINE), b""):
@@ -195,7 +199,7 @@ def _heard(
     if not is_done(code):
         raise FailedError(
             f"borg extract of {printable(archive)}: {printable(said) or f'exit {code}'}",
-            f"what was unpacked before is in {directory}" if is_kept else None,
+            None if left is None else f"what was unpacked before is in {left}",
         )
     return warnings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, Self
@@ -29,20 +30,22 @@ class Log:
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
         self._room = LIMIT - self._file.tell()
+        self._lock = threading.Lock()
 
     def fileno(self) -> int:
         """For a process that writes to it."""
         return self._file.fileno()
 
     def write(self, line: bytes, /) -> None:
-        """Add a line."""
-        if self._room <= 0:
-            return
-        self._room -= len(line)
-        if self._room <= 0:
-            line = b"borg-pull: there was more, which is not kept\n"
-        with contextlib.suppress(OSError):
-            self._file.write(line)
+        """Add a line; from any thread."""
+        with self._lock:
+            if self._room <= 0:
+                return
+            self._room -= len(line)
+            if self._room <= 0:
+                line = b"borg-pull: there was more, which is not kept\n"
+            with contextlib.suppress(OSError):
+                self._file.write(line)
 
     def __enter__(self) -> Self:
         return self

@@ -156,10 +156,13 @@ def attempt(
     )
     result = run.transcript.result
     verdict = outcome.judge(evidence)
+    if serving.config_fault is not None:
+        verdict = replace(verdict, verdict="failure", error=serving.config_fault)
     refused = run.host_key_fault(task.source_name)
     error = source.with_advice(verdict.error, greeting) if refused is None else refused.line()
     locked = None
-    if verdict.verdict == "failure" and run.given_up is None:
+    is_tampered = serving.config_fault is not None
+    if verdict.verdict == "failure" and run.given_up is None and not is_tampered:
         locked = obstacles.lock_fault(task.repository.path, run.transcript.complaints or ())
     known: FailedError | None = locked
     if verdict.verdict == "failure" and error is not None and known is None:
@@ -172,7 +175,7 @@ def attempt(
         error = f"{error}; {_SHRUNK_ADVICE} {task.name}"
     return Attempt(
         outcome=replace(verdict, error=error),
-        busy=outcome.is_busy(evidence) or locked is not None,
+        busy=(outcome.is_busy(evidence) or locked is not None) and not is_tampered,
         doubtful=outcome.is_doubtful(evidence),
         session=None if result is None else result.session,
         exit=run.exit,

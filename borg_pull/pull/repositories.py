@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import click
 
@@ -33,7 +33,7 @@ ENCRYPTION = ("repokey-blake2", "repokey", "authenticated-blake2", "authenticate
 
 @contextmanager
 def opened(
-    invocation: Invocation, name: str, log: BinaryIO | None = None
+    invocation: Invocation, name: str, log: LogFile | None = None
 ) -> Iterator[tuple[Task, Archives, Stop]]:
     """The job of that name and its repository, by whoever has its key; ``log`` is its run's.
 
@@ -61,7 +61,7 @@ def opened(
 @contextmanager
 def _recorded(
     invocation: Invocation, ledger: Ledger, job: Task, kind: Literal["check", "prune"]
-) -> Iterator[BinaryIO]:
+) -> Iterator[LogFile]:
     """What happens within is a run on record, and told of like any other; its log."""
     try:
         with logged(ledger, job, invocation.places, kind) as (_run, log):

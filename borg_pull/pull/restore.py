@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import click
 
@@ -23,6 +22,7 @@ from borg_pull.pull import contents, secret, source
 from borg_pull.pull.by_hand import alone, logged
 from borg_pull.pull.invocation import Invocation, tolerant
 from borg_pull.pull.ledger import Ledger
+from borg_pull.pull.log import LogFile
 from borg_pull.pull.outcome import BUSY
 from borg_pull.pull.places import Places
 from borg_pull.pull.progress import counting
@@ -134,7 +134,7 @@ def _restored(
     places: Places,
     greeting: Greeting,
     words: Sequence[str],
-    log: BinaryIO,
+    log: LogFile,
     stop: Stop,
     show: Callable[[int, int | None], None],
 ) -> Restored:
@@ -158,6 +158,8 @@ def _restored(
             serving, stop, deadline, log, on_line=hear, stall=stall_of(job, greeting)
         )
         talk.pull(ssh_command(job, places, request, serving), sent)
+    if serving.config_fault is not None:
+        raise FailedError(f"source {job.source_name}: {serving.config_fault}")
     result, complaints = talk.transcript.result, talk.transcript.complaints
     if talk.given_up is not None or talk.exit not in (0, 1):
         last = complaints[-1] if complaints else talk.ssh_said or f"exit {talk.exit}"

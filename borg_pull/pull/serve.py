@@ -12,26 +12,31 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import IO, Protocol, Self
 
 from borg_pull.pull import confined
+from borg_pull.pull.bounds import limited
 from borg_pull.pull.config import Repository
+from borg_pull.pull.log import foreign
 
 END_SECONDS = 30.0
 """What ``borg serve`` gets to see its connection closed, write what it has and unlock."""
 _TERM_SECONDS = 10.0
+_LONGEST_LINE = 1 << 16
 _PREFIX = "run-"
 
 
 class _Log(Protocol):
-    def fileno(self) -> int: ...
+    def write(self, line: bytes, /) -> object: ...
 
 
 class Serving:
@@ -47,6 +52,10 @@ class Serving:
         self.is_connected = False
         self.killed_by: int | None = None
         """The signal that ended ``borg serve``, once closed, if it was none of ours."""
+        self.config_fault: str | None = None
+        """Once closed, if the source has changed the repository's key or settings, which no request
+        of ours asks for."""
+        self._config = _config_of(repository.path)
         with ExitStack() as undo:
             self.directory = _private_directory(runtime_dir, undo)
             self.path = self.directory / "s"
@@ -57,13 +66,19 @@ class Serving:
             self._door, theirs = socket.socketpair()
             undo.enter_context(self._door)
             with theirs:
+                order = _order(repository, self.directory, append_only=append_only)
                 self._process = subprocess.Popen(
-                    confined.command(_order(repository, self.directory, append_only=append_only)),
+                    limited(confined.command(order), repository),
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
-                    stderr=log.fileno(),
+                    stderr=subprocess.PIPE,
                     start_new_session=True,
                 )
+            assert self._process.stderr is not None
+            self._hearing = threading.Thread(
+                target=_keep, args=(self._process.stderr, log), daemon=True
+            )
+            self._hearing.start()
             self._undo = undo.pop_all()
 
     def __enter__(self) -> Self:
@@ -121,9 +136,23 @@ class Serving:
             if not self._ended_within(_TERM_SECONDS):
                 self._process.kill()
                 self._process.wait()
+        # What it has started, if anything, ends with its connection; nobody waits for that.
+        self._hearing.join(_TERM_SECONDS)
         if self._process.returncode < 0:
             _remove_lock_of(self._repository.path, self._process.pid)
+        self._put_config_back()
         self._undo.close()
+
+    def _put_config_back(self) -> None:
+        before, self._config = self._config, None
+        if before is None or _config_of(self._repository.path) == before:
+            return
+        fault = "the source changed the repository's config, which has its key"
+        try:
+            _replace(self._repository.path / "config", *before)
+            self.config_fault = f"{fault}; it is as before again; find out who did that"
+        except OSError as error:
+            self.config_fault = f"{fault}, and it cannot be put back: {error.strerror}"
 
     def _ended_within(self, seconds: float) -> bool:
         try:
@@ -144,6 +173,15 @@ def bytes_moved(pid: int) -> list[bytes]:
     except OSError:
         return []
     return counts + [count for child in children for count in bytes_moved(int(child))]
+
+
+def _keep(said: IO[bytes], log: _Log) -> None:
+    """Have the log take what ``borg serve`` says: as much as that has room for."""
+    with said:
+        while line := said.readline(_LONGEST_LINE):
+            # A log that is closed meanwhile takes no more.
+            with contextlib.suppress(ValueError):
+                log.write(foreign(line))
 
 
 def _private_directory(runtime_dir: Path, undo: ExitStack) -> Path:
@@ -201,6 +239,24 @@ def _order(repository: Repository, directory: Path, *, append_only: bool) -> con
         writable=[path, home],
         umask=int(repository.umask, 8),
     )
+
+
+def _config_of(repository: Path) -> tuple[bytes, int] | None:
+    """Content and mode of the file that may have the key; None where there is none to read."""
+    try:
+        with (repository / "config").open("rb") as file:
+            return file.read(), stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    except OSError:
+        return None
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix="config.", delete=False) as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, path)
 
 
 def _remove_lock_of(repository: Path, pid: int) -> None:

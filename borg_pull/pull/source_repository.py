@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from borg_pull.errors import ConfigurationError, NotAllowedError
+from borg_pull.errors import ConfigurationError, FailedError, NotAllowedError
 from borg_pull.pull import said, source, ssh
 from borg_pull.pull.log import LogFile
 from borg_pull.pull.outcome import BUSY
@@ -203,6 +203,8 @@ class SourceRepository(Archives):
                 stall=stall_of(task, greeting),
             )
             asked.pull(ssh_command(task, self._places, request, serving), secret)
+        if serving.config_fault is not None:
+            raise FailedError(f"source {task.source_name}: {serving.config_fault}")
         code = ssh.CONNECTION_FAILED if asked.exit is None else asked.exit
         answer = Answer(code, asked.answer, "\n".join(lines))
         if asked.given_up is not None:
