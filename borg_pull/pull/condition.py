@@ -43,6 +43,8 @@ class Condition:
     """Original sizes of the last archives, oldest first."""
     next_due: datetime | None
     last_verified: datetime | None
+    last_restored: datetime | None
+    """The same, and the source's word that files may not be asked for by name is no comparison."""
 
     @property
     def failures(self) -> tuple[Run, ...]:
@@ -79,6 +81,7 @@ class Condition:
             "sizes": list(self.sizes),
             "next_due": None if self.next_due is None else rfc3339(self.next_due),
             "last_verified": None if self.last_verified is None else rfc3339(self.last_verified),
+            "last_restored": None if self.last_restored is None else rfc3339(self.last_restored),
         }
 
 
@@ -94,6 +97,7 @@ def conditions(config: Config, ledger: Ledger, now: datetime) -> list[Condition]
         for kind, has in _CARE.items()
     ]
     verified = ledger.latest(jobs, kind="verify", outcomes=("success",))
+    restored = ledger.latest(jobs, kind="verify", outcomes=GOOD)
     return [
         _condition(
             name,
@@ -105,6 +109,7 @@ def conditions(config: Config, ledger: Ledger, now: datetime) -> list[Condition]
             cared=[runs[name] for runs in cared if name in runs],
             sizes=sizes.get(name, []),
             verified=verified.get(name),
+            restored=restored.get(name),
         )
         for name, job in jobs.items()
     ]
@@ -130,6 +135,7 @@ def _condition(
     cared: Sequence[Run],
     sizes: Sequence[int],
     verified: Run | None,
+    restored: Run | None,
 ) -> Condition:
     failed_care = tuple(run for run in cared if run.outcome not in GOOD)
     age = None
@@ -151,6 +157,7 @@ def _condition(
         sizes=tuple(reversed(sizes)),
         next_due=next_due(job, None if latest is None else start_of(latest, now), now),
         last_verified=None if verified is None else verified.started,
+        last_restored=None if restored is None else restored.started,
     )
 
 

@@ -269,8 +269,15 @@ def _cells(one: Condition) -> list[str]:
         "-" if last is None or last.original_size is None else size(last.original_size),
         sparkline(one.sizes),
         "-" if one.next_due is None else rfc3339(one.next_due),
-        "never" if one.last_verified is None else rfc3339(one.last_verified),
+        _verified(one),
     ]
+
+
+def _verified(one: Condition) -> str:
+    if one.last_restored is None:
+        return "never"
+    text = rfc3339(one.last_restored)
+    return text if one.last_restored == one.last_verified else f"{text} (checksums)"
 
 
 def _run_cells(run: Run) -> list[str]:

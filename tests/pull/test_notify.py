@@ -43,6 +43,7 @@ def condition(state: State, job: str = "job") -> Condition:
         next_due=None,
         is_ahead=False,
         last_verified=None,
+        last_restored=None,
     )
 
 

@@ -75,6 +75,10 @@ def test_files_that_may_not_be_asked_for_by_name(server: BackupServer, borg_pull
     assert (found["compared_with_source"], found["identical"]) == (False, 0)
     assert repository.archives() == kept
     assert "not compared with the source" in borg_pull("verify", "job").stdout
+    (state,) = json.loads(borg_pull("status", "--json").stdout)["jobs"]
+    assert state["last_verified"] is None, "a source cannot have itself taken for verified"
+    assert state["last_restored"] is not None
+    assert "(checksums)" in borg_pull("status").stdout
 
 
 def test_damage_in_the_repository_is_found(server: BackupServer, borg_pull: Command) -> None:
