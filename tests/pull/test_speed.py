@@ -107,7 +107,8 @@ def test_status_asks_as_often_for_many_jobs_as_for_one(ledger: Ledger) -> None:
     one, many = (
         asked(ledger, partial(conditions, config(jobs), ledger, NOW)) for jobs in (1, len(JOBS))
     )
-    assert len(one) == len(many) <= 8
+    # One for each kind of run that can fail, the look for archives among them.
+    assert len(one) == len(many) <= 9
 
 
 @pytest.mark.parametrize(
