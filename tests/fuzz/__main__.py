@@ -29,7 +29,6 @@ from .targets import TARGETS
 
 PROJECT = Path(__file__).resolve().parents[2]
 LEARNT = PROJECT / "build/fuzz"
-PLANTED_IN = "request"
 PLANTED_SECONDS = 120
 """On an idle machine they are found within five."""
 SAY_EVERY = 15.0  # seconds
@@ -90,7 +89,9 @@ RUNNING: set[subprocess.Popen[bytes]] = set()
 
 def _all_sound(pool: ThreadPoolExecutor, chosen: list[Target], seconds: float) -> bool:
     """Whether all that is planted is found and nothing fails in ``seconds`` of one processor."""
-    if TARGETS[PLANTED_IN] in chosen and not all([*pool.map(_finds, PLANTED)]):
+    names = {target.name for target in chosen}
+    planted = [what for what, one in PLANTED.items() if one.target in names]
+    if not all([*pool.map(_finds, planted)]):
         return False
     share = seconds / sum(target.weight for target in chosen)
     # The longest first, so that no processor is idle at the end.
@@ -101,11 +102,12 @@ def _all_sound(pool: ThreadPoolExecutor, chosen: list[Target], seconds: float) -
 def _finds(what: str) -> bool:
     """Whether a planted bug is found, from honest requests alone."""
     with tempfile.TemporaryDirectory() as place:
-        honest = TARGETS[PLANTED_IN].honest()
-        run = Run(TARGETS[PLANTED_IN], Path(place), Path(place), planted=what)
+        target = TARGETS[PLANTED[what].target]
+        honest = target.honest()
+        run = Run(target, Path(place), Path(place), planted=what)
         outcome = run.fuzz(PLANTED_SECONDS, honest)
     found = outcome.exit == CRASHED and bool(re.search(PLANTED[what].found_as, outcome.said))
-    took = f"{outcome.seconds:.1f} s, {sum(outcome.counts.values()):,} requests or more"
+    took = f"{outcome.seconds:.1f} s, {sum(outcome.counts.values()):,} inputs or more"
     if found:
         _say(f"planted: {what}: found ({took})")
         return True

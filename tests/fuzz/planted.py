@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from borg_pull import values
 from borg_pull.errors import RequestError
+from borg_pull.pull import said
 from borg_pull.source import judge, request
 from tests.properties import restatement
 
@@ -20,6 +22,8 @@ class Planted:
     plant: Callable[[], None]
     found_as: str
     """What the fuzzer says, among other things, when it has found it: a regular expression."""
+    target: str = "request"
+    """In which it is to be found."""
 
 
 def _relax(name: str, made: Callable[[Any], Any]) -> None:
@@ -96,6 +100,14 @@ def _any_character() -> None:
     _relax("is_control", lambda _rule: lambda character: character == "\0")
 
 
+def _any_socket_directory() -> None:
+    said._DIRECTORY = re.compile("/.*", re.DOTALL)
+
+
+def _any_text_of_a_source() -> None:
+    said.printable = lambda text: text  # type: ignore[attr-defined]
+
+
 BY_BORG = "SeenDifferentlyError|BorgParserError"
 PLANTED = {
     planted.what: planted
@@ -109,5 +121,7 @@ PLANTED = {
         Planted("a tree has its siblings", _siblings_of_a_tree, "check_verdict"),
         Planted("archive names may have {pid}", _any_placeholder, "Error"),
         Planted("control characters pass", _any_character, "asked"),
+        Planted("sockets may be anywhere", _any_socket_directory, "Error", "answers"),
+        Planted("a source's words pass", _any_text_of_a_source, "Error", "answers"),
     )
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import counts, logs, masking, peers, requests, runs, whitelists
+from . import answers, counts, logs, masking, peers, requests, runs, whitelists
 from .target import Target
 
 TARGETS: dict[str, Target] = {
@@ -18,5 +18,6 @@ TARGETS: dict[str, Target] = {
         peers.PASSPHRASE,
         peers.CALLER,
         peers.WRAP,
+        answers.TARGET,
     )
 }
