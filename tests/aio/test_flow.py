@@ -490,6 +490,19 @@ def test_engine_not_there(bench: Bench) -> None:
     assert "unix:///nowhere/docker.sock does not answer: no such file" in str(outcome.error)
 
 
+def test_engine_that_hangs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections and answers none; nothing waits for it without end."""
+    monkeypatch.setattr("borg_pull.aio.engine.SECONDS", 1)
+    path = bench.aio.root / "hangs.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(8)
+        outcome = bench.run(engine=f"unix://{path}")
+    assert (outcome.result, outcome.exit) == ("fail", 69)
+    assert "does not answer: " in str(outcome.error)
+    assert bench.aio.calls() == []
+
+
 def test_proxy_that_permits_what_is_needed(bench: Bench) -> None:
     proxy = Proxy(
         bench.aio.root / "proxy.sock", bench.aio.daemon.socket, (LIST, INSPECT, LOGS, EXEC)
