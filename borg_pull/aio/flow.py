@@ -60,6 +60,7 @@ _LOG_SECONDS = 5  # that the engine may take to tell the end of an ended contain
 _LOG_LINES = 50  # that the verdict looks at
 _VERDICT_ATTEMPTS = 20
 _MOST_LINES = 1000  # that wait to be told
+_MAX_LINE_BYTES = 4 * MAX_LINE  # as many as its characters may take
 _MIN_SECRET = 8  # characters: shorter ones are words, too
 
 State = Literal[
@@ -703,19 +704,21 @@ def _volume_beside(configuration_file: str, volume: str) -> str | None:
 
 
 def _lines(stream: Iterator[tuple[Origin, bytes]]) -> Iterator[tuple[Origin, str]]:
-    """Whole lines of each origin; one without end is cut."""
+    """Whole lines of each origin. Of a long one the beginning is kept, wherever it was cut up."""
     rests: dict[Origin, bytes] = {"stdout": b"", "stderr": b""}
     for origin, data in stream:
-        *lines, rest = (rests[origin] + data).split(b"\n")
-        if len(rest) > MAX_LINE:
-            lines.append(rest)
-            rest = b""
-        rests[origin] = rest
+        *lines, rest = data.split(b"\n")
         for line in lines:
-            yield origin, line[: 4 * MAX_LINE].decode("utf-8", "backslashreplace").rstrip("\r")
+            yield origin, _text(rests[origin] + line)
+            rests[origin] = b""
+        rests[origin] = (rests[origin] + rest)[:_MAX_LINE_BYTES]
     for origin, rest in rests.items():
         if rest:
-            yield origin, rest.decode("utf-8", "backslashreplace")
+            yield origin, _text(rest)
+
+
+def _text(line: bytes) -> str:
+    return line[:_MAX_LINE_BYTES].decode("utf-8", "backslashreplace").rstrip("\r")
 
 
 def _secrets(values: Mapping[str, Any]) -> tuple[str, ...]:

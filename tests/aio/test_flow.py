@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from borg_pull.aio.engine import Engine
-from borg_pull.aio.flow import Flow, Outcome, Pace, Plan
+from borg_pull.aio.engine import Engine, Origin
+from borg_pull.aio.flow import Flow, Outcome, Pace, Plan, _lines
 from borg_pull.aio.jobs import Jobs
 from borg_pull.aio.journal import prepare
 from borg_pull.aio_policy import AioSettings, Target
@@ -535,6 +535,25 @@ def test_output_is_told_with_its_origin_and_without_secrets(bench: Bench) -> Non
     assert "word" not in second
     assert third == "\\x1b[31mred"
     assert fourth == "x" * 2000
+
+
+def test_lines_are_whole_wherever_they_were_cut_up() -> None:
+    stream: list[tuple[Origin, bytes]] = [
+        ("stdout", b"on"),
+        ("stderr", b"two\nthr"),
+        ("stdout", b"e\r\n" + b"x" * 6000),
+        ("stdout", b"x" * 6000),
+        ("stdout", b"x\n\nlast"),
+        ("stderr", b"ee\xff"),
+    ]
+    assert list(_lines(iter(stream))) == [
+        ("stderr", "two"),
+        ("stdout", "one"),
+        ("stdout", "x" * 8000),
+        ("stdout", ""),
+        ("stdout", "last"),
+        ("stderr", "three\\xff"),
+    ]
 
 
 def test_cancelled_before_anything_happened(bench: Bench) -> None:
