@@ -305,7 +305,7 @@ class Batch:
             can_care = result is not None or _reads_itself(task)
             if can_care and not done.is_to_be_tried_again:
                 archives = self._archives(task, done.greeting, log, self._stop)
-                done.care = self._care(one, archives, prunes=done.may_prune)
+                done.care = self._care(one, archives, log, prunes=done.may_prune)
                 done.care += self._look(done)
 
     def _pull(self, done: _Done, past: _Past, log: Log) -> None:
@@ -326,13 +326,16 @@ class Batch:
                     passphrase=lambda: self._passphrase(task),
                     earlier=past.earlier,
                     usual_sizes=past.usual_sizes,
-                    on_record=done.kept.keys(),
+                    on_record=self._ledger.known(task.name),
                     log=log,
                     emit=lambda event: self._messages.put({"pending": one, **event}),
                     stop=self._stop,
                     deadline=deadline,
                 )
             done.attempt = result
+            if result.archive_id is not None and one.run is not None:
+                # Before retention looks: by then it must be one of those on record.
+                self._ledger.update(one.run, archive=result.archive, archive_id=result.archive_id)
             if done.asked_anew or not result.doubtful:
                 return
             # What was remembered of the source may be out of date.
@@ -393,7 +396,7 @@ class Batch:
                 outcome = replace(result.outcome, verdict="warning", error=fault.line())
                 done.attempt = replace(result, outcome=outcome)
 
-    def _care(self, one: _Pending, archives: Archives, *, prunes: bool) -> list[Verdict]:
+    def _care(self, one: _Pending, archives: Archives, log: Log, *, prunes: bool) -> list[Verdict]:
         """Prune and check, while the job's locks are held; each is a run of its own on record."""
         task, job = one.task, one.task.job
         verdicts: list[Verdict] = []
@@ -401,9 +404,14 @@ class Batch:
         prunes = prunes and not self._config.faults
         if prunes and job.retention is not None and self._stop.reason is None:
             glob = self._config.archive_glob(task.name)
-            verdicts.append(
-                self._cared(one, "prune", lambda: care.prune(task, archives, self._ledger, glob))
-            )
+            beside = self._config.beside(task.name)
+
+            def prune() -> None:
+                done = care.prune(task, archives, self._ledger, glob, beside)
+                if done.unrecorded:
+                    log.write(f"borg-pull: {done.remark(task.name)}\n".encode())
+
+            verdicts.append(self._cared(one, "prune", prune))
         if job.check is not None and self._stop.reason is None:
             last = self._ledger.last(task.name, kind="check")
             now = datetime.now(UTC)

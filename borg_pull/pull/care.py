@@ -11,18 +11,23 @@ import configparser
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from borg_pull.errors import ConfigurationError, FailedError, printable
+from borg_pull.pull import retention
 from borg_pull.pull.config import Check, Retention
 from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.pull import Task
 from borg_pull.pull.repository import Archive, Archives, LocalRepository, RepositoryError
+from borg_pull.pull.retention import Recorded
 from borg_pull.pull.source_repository import is_stored
 
 NAMED = 5
 """How many missing archives a message names."""
+
+_AT_ONCE = 200  # archives that one borg deletes
 
 MISSING = "archives on record are missing from the repository"
 """In every message of that."""
@@ -36,13 +41,40 @@ class MissingArchivesError(FailedError):
     """Archives on record are not in the repository any more: an alarm, not a nuisance."""
 
     def __init__(self, job: str, missing: Sequence[str], so_far: str = NOTHING_DELETED) -> None:
-        names = ", ".join(missing[:NAMED])
-        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         super().__init__(
-            f"job {job}: {len(missing)} {MISSING}: {names}{more}",
+            f"job {job}: {len(missing)} {MISSING}: {_some(missing)}",
             f"{so_far}; find out who did that, the repository's transactions before it "
             f"can be had back; if it was you, run: borg-pull forget {job}",
         )
+
+
+class UnrecordedArchivesError(FailedError):
+    """There are archives that no run on record made, and a borg elsewhere would count them."""
+
+    def __init__(self, job: str, archives: Sequence[Archive]) -> None:
+        names = [archive.name for archive in archives]
+        super().__init__(
+            f"job {job}: {len(names)} archives of its name were made by none of its runs: "
+            f"{_some(names)}",
+            f"{NOTHING_DELETED}, for they would take the place of others; find out who made them, "
+            f"and delete them, or if it was you, run: borg-pull adopt {job}",
+        )
+
+
+class DisobedientError(FailedError):
+    """A source has deleted archives that it was to keep."""
+
+    def __init__(self, job: str, archives: Sequence[Archive]) -> None:
+        names = [archive.name for archive in archives]
+        super().__init__(
+            f"job {job}: the source deleted archives that retention keeps: {_some(names)}",
+            f"{NOTHING_FREED}; find out why, the repository's transactions before it can be had "
+            f"back; if it is all right, run: borg-pull forget {job}",
+        )
+
+
+class DamagedArchivesError(FailedError):
+    """Archives are not whole, and to free space would make that final."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +83,16 @@ class Pruned:
 
     kept: list[Archive]
     deleted: list[Archive]
+    unrecorded: list[Archive]
+    """Archives of the job's name that no run on record made; nothing is done with them."""
+
+    def remark(self, job: str) -> str:
+        """What to say of those."""
+        names = [archive.name for archive in self.unrecorded]
+        return (
+            f"{len(names)} archives of this name were made by no run of job {job}, and stay: "
+            f"{_some(names)}; if they are yours, run: borg-pull adopt {job}"
+        )
 
 
 def missing(task: Task, archives: Archives, ledger: Ledger, glob: str) -> dict[str, str]:
@@ -85,38 +127,136 @@ def prune(
     archives: Archives,
     ledger: Ledger,
     glob: str,
+    beside: Mapping[str, str],
     *,
     dry_run: bool = False,
 ) -> Pruned:
     """Delete the job's archives that its retention does not keep, and free their space.
 
-    A source that does it, because it alone can, is served append-only: what it deletes beyond its
+    Which those are the ledger says, not the repository (see `retention`). ``beside`` are the other
+    jobs of the repository, name to glob: what theirs have lost would be lost for good, too.
+
+    A source that deletes, because it alone can, is served append-only: what it deletes beyond its
     orders is found out before `_compact` makes it final.
 
-    Raises MissingArchivesError, ConfigurationError, RepositoryError, NotAllowedError.
+    Raises MissingArchivesError, UnrecordedArchivesError, DisobedientError, DamagedArchivesError,
+    ConfigurationError, RepositoryError, NotAllowedError.
     """
-    retention = retention_of(task)
+    rules = retention_of(task)
     before = archives.archives(glob)
-    lost = _missing(task, ledger.kept(task.name), before, glob)
+    _check_others(archives, ledger, beside)
+    recorded = ledger.recorded(task.name)
+    lost = _missing(task, {one.id: one.name for one in recorded}, before, glob)
     if lost:
         raise MissingArchivesError(task.name, [*lost.values()])
-    words = ["prune", "--list", "--glob-archives", glob, *keep_options(retention)]
+    listed = {archive.id for archive in before}
+    present = [one for one in recorded if one.id in listed]
+    known = {one.id for one in recorded}
+    unrecorded = [archive for archive in before if archive.id not in known]
+    is_there = task.repository.key_on == "source"
+    if is_there:
+        doomed = _prune_there(task, archives, before, unrecorded, glob, dry_run=dry_run)
+    else:
+        doomed = _delete_here(task, archives, before, present, glob, dry_run=dry_run)
+    if dry_run:
+        gone = {archive.id for archive in doomed}
+        return _pruned(before, gone, known)
+    after = archives.archives(glob)
+    gone = {archive.id for archive in before} - {archive.id for archive in after}
+    if is_there:
+        sure = retention.surely_kept(present, rules, now=datetime.now(UTC))
+        beyond = [archive for archive in before if archive.id in sure & gone]
+        if beyond:
+            raise DisobedientError(task.name, beyond)
+    else:
+        gone &= {archive.id for archive in doomed}
+    ledger.mark_gone(task.name, sorted(gone))
+    lost = _missing(task, ledger.kept(task.name), after, glob)
+    if lost:
+        raise MissingArchivesError(task.name, [*lost.values()], NOTHING_FREED)
+    if rules.compact and gone:
+        # What a source says of its archives is its own word.
+        if rules.check_before_compact and not is_there:
+            _check_whole(task, archives)
+        _bare(task, archives).run(["compact", str(task.repository.path)])
+    return _pruned(before, gone, known)
+
+
+def _pruned(before: Sequence[Archive], gone: Collection[str], known: Collection[str]) -> Pruned:
+    left = [archive for archive in before if archive.id not in gone]
+    return Pruned(
+        kept=[archive for archive in left if archive.id in known],
+        deleted=[archive for archive in before if archive.id in gone],
+        unrecorded=[archive for archive in left if archive.id not in known],
+    )
+
+
+def _check_others(archives: Archives, ledger: Ledger, beside: Mapping[str, str]) -> None:
+    for job, glob in beside.items():
+        on_record = ledger.kept(job)
+        if on_record:
+            present = {archive.id for archive in archives.archives(glob)}
+            lost = unlisted(on_record, present, glob)
+            if lost:
+                raise MissingArchivesError(job, [*lost.values()])
+
+
+def _delete_here(
+    task: Task,
+    archives: Archives,
+    before: Sequence[Archive],
+    present: Sequence[Recorded],
+    glob: str,
+    *,
+    dry_run: bool,
+) -> list[Archive]:
+    """Delete those on record that the rules do not keep, each by its name."""
+    assert task.job.retention is not None
+    keep = retention.kept(present, task.job.retention, now=datetime.now(UTC))
+    doomed = {one.id for one in present} - keep
+    deleted = [archive for archive in before if archive.id in doomed]
+    leftovers = [archive for archive in archives.checkpoints(glob) if archive.id not in keep]
+    if not dry_run:
+        names = [archive.name for archive in (*leftovers, *deleted)]
+        for at in range(0, len(names), _AT_ONCE):
+            path = str(task.repository.path)
+            archives.run(["delete", "--", path, *names[at : at + _AT_ONCE]])
+    return deleted
+
+
+def _prune_there(
+    task: Task,
+    archives: Archives,
+    before: Sequence[Archive],
+    unrecorded: Sequence[Archive],
+    glob: str,
+    *,
+    dry_run: bool,
+) -> list[Archive]:
+    """Have the source's borg prune, which goes by the rules and by its own clock; what it would."""
+    rules = task.job.retention
+    assert rules is not None
+    if unrecorded:
+        raise UnrecordedArchivesError(task.name, unrecorded)
+    words = ["prune", "--list", "--glob-archives", glob, *keep_options(rules)]
     if dry_run:
         answer = archives.run([*words, "--dry-run", str(task.repository.path)])
-        doomed = _would_prune(answer.stderr, before)
-        return Pruned([one for one in before if one not in doomed], doomed)
+        return _would_prune(answer.stderr, before)
     archives.run([*words, str(task.repository.path)])
-    listed = archives.archives(glob)
-    after = {archive.id for archive in listed}
-    deleted = [archive for archive in before if archive.id not in after]
-    ledger.mark_gone(task.name, [archive.id for archive in deleted])
-    if task.repository.key_on == "source":
-        lost = _missing(task, ledger.kept(task.name), listed, glob)
-        if lost:
-            raise MissingArchivesError(task.name, [*lost.values()], NOTHING_FREED)
-    if retention.compact and deleted:
-        _bare(task, archives).run(["compact", str(task.repository.path)])
-    return Pruned([one for one in before if one.id in after], deleted)
+    return []
+
+
+def _check_whole(task: Task, archives: Archives) -> None:
+    """Raise DamagedArchivesError if an archive lacks something."""
+    answer = archives.run(["check", "--archives-only", str(task.repository.path)])
+    if answer.code != 0:
+        lines = [line for line in answer.stderr.splitlines() if line.strip()]
+        raise DamagedArchivesError(
+            f"archives in {task.repository.path} are not whole: "
+            f"{printable(lines[0]) if lines else 'borg check warned'}",
+            f"{NOTHING_FREED}; find out why, the repository's transactions before it can be had "
+            "back; see the log",
+        )
 
 
 def _bare(task: Task, archives: Archives) -> LocalRepository:
@@ -209,6 +349,11 @@ def _last_segment_checked(repository: Path) -> int | None:
         return notes.getint("repository", "last_segment_checked", fallback=None)
     except (configparser.Error, ValueError, OSError) as error:
         raise RepositoryError(f"cannot read {repository}/config: {error}") from error
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return printable(", ".join(names[:NAMED])) + more
 
 
 def _would_prune(listing: str, before: Sequence[Archive]) -> list[Archive]:

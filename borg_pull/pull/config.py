@@ -192,6 +192,11 @@ class Retention(_Table):
     keep_monthly: Count | None = Field(default=None, description="One archive a month.")
     keep_yearly: Count | None = Field(default=None, description="One archive a year.")
     compact: bool = Field(default=True, description="Free the space after pruning.")
+    check_before_compact: bool = Field(
+        default=True,
+        description="Free it only if borg finds all archives whole just before. What a source "
+        "deletes of them cannot be had back afterwards.",
+    )
 
     @model_validator(mode="after")
     def _keeps_something(self) -> Retention:
@@ -363,6 +368,15 @@ class Config(_Table):
     def archive_prefix(self, job: str) -> str:
         """What the names of the job's archives begin with, and those of no other job there."""
         return archive_prefix(job, self.job[job])
+
+    def beside(self, job: str) -> dict[str, str]:
+        """The other jobs whose archives are in the same repository: name to glob."""
+        path = self.repository[self.job[job].repository].path
+        return {
+            name: self.archive_glob(name)
+            for name, other in self.job.items()
+            if name != job and self.repository[other.repository].path == path
+        }
 
     def archive_glob(self, job: str) -> str:
         """The pattern that selects the job's archives in its repository, and no others."""

@@ -85,8 +85,15 @@ def readable_here(task: Task, instead: str) -> None:
         )
 
 
-def chosen(repository: Archives, glob: str, name: str) -> Archive:
-    """The archive of that name, or the job's newest for ``latest``. Raises RequestError."""
+def chosen(
+    repository: Archives, glob: str, name: str, on_record: Callable[[], Sequence[str]]
+) -> Archive:
+    """The archive of that name, or the job's newest for ``latest``. Raises RequestError.
+
+    The newest is that of ``on_record``, the ids of the job's archives in the order of their runs:
+    the time that an archive says, whoever made it has written. Where none is on record, that is
+    all there is to go by.
+    """
     if name != LATEST:
         archive = repository.archive(name)
         if archive is not None:
@@ -100,7 +107,9 @@ def chosen(repository: Archives, glob: str, name: str) -> Archive:
             f"there is no archive {printable(name)}{nearest(name, names)}",
             "see borg-pull archives",
         )
-    return found[-1]
+    listed = {archive.id: archive for archive in found}
+    ours = [listed[id_] for id_ in on_record() if id_ in listed]
+    return ours[-1] if ours else found[-1]
 
 
 def members(paths: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ from borg_pull.pull import contents
 from borg_pull.pull.by_hand import unchanged
 from borg_pull.pull.contents import Item
 from borg_pull.pull.invocation import Invocation, tolerant
+from borg_pull.pull.ledger import Ledger
 from borg_pull.pull.progress import counting, size
 from borg_pull.pull.repositories import local
 from borg_pull.pull.repository import RepositoryError
@@ -70,7 +72,9 @@ def extract(
     patterns = contents.members(paths)
     repository = local(config, job.repository_name)
     with unchanged(job, invocation.places):
-        found = contents.chosen(repository, config.archive_glob(name), archive)
+        found = contents.chosen(
+            repository, config.archive_glob(name), archive, lambda: _on_record(invocation, name)
+        )
         with failing_by_signals(), counting(found.name) as show:
             done = contents.extract(
                 repository,
@@ -104,6 +108,17 @@ def extract(
     return 1 if done.warnings else 0
 
 
+def _on_record(invocation: Invocation, name: str) -> list[str]:
+    """The ids of the job's archives in the order of their runs; none without a ledger: files are
+    wanted back also where nothing else is left."""
+    try:
+        with closing(Ledger(invocation.places.ledger)) as ledger:
+            return [one.id for one in ledger.recorded(name)]
+    except SystemRefusedError as error:
+        print_error(f"{error.message}; which is the latest, the archives themselves say", "yellow")
+        return []
+
+
 @click.command(short_help="List what an archive holds.")
 @click.argument("name", metavar="JOB")
 @click.argument("archive", metavar="[ARCHIVE]", default=contents.LATEST)
@@ -117,7 +132,9 @@ def browse(invocation: Invocation, name: str, archive: str, path: str, *, as_jso
     contents.readable_here(job, f"{printable(archive)} PATH...")
     patterns = contents.members((path,))
     repository = local(config, job.repository_name)
-    found = contents.chosen(repository, config.archive_glob(name), archive)
+    found = contents.chosen(
+        repository, config.archive_glob(name), archive, lambda: _on_record(invocation, name)
+    )
     listed = contents.items(repository, found.name, patterns)
     line = _json_line if as_json else _text_line
     is_empty = True

@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 from borg_pull.errors import SHORTAGES, SystemRefusedError
 from borg_pull.linux.process import start_time
+from borg_pull.pull.retention import Recorded
 
 BUSY_SECONDS = 30.0
 """How long a writer waits for another one."""
@@ -39,7 +40,7 @@ RESERVE_BYTES = 1024 * 1024
 LONGEST_ERROR = 2000
 """Characters. It is one line for people, and all that a year's runs say is kept."""
 
-Kind = Literal["create", "check", "prune", "compact", "verify", "restore", "lookup"]
+Kind = Literal["create", "check", "prune", "compact", "verify", "restore", "lookup", "adopt"]
 
 HELD = "held"
 """In the column ``shrunk``."""
@@ -160,18 +161,26 @@ class Ledger:
         self._database.close()
 
     def begin(
-        self, job: str, source: str, repository: str, *, kind: str = "create", log: str | None
+        self,
+        job: str,
+        source: str,
+        repository: str,
+        *,
+        kind: str = "create",
+        log: str | None,
+        started: datetime | None = None,
     ) -> int:
-        """A run that is about to start; its id.
+        """A run that is about to start, or did when ``started`` says; its id.
 
         Raises SystemRefusedError also when there is no room for its end.
         """
         self._set_room_aside()
         mine = os.getpid()
+        moment = _now() if started is None else started.timestamp()
         row = self._write(
             "INSERT INTO run (job, kind, source, repository, started, log, pid, pid_start)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (job, kind, source, repository, _now(), log, mine, start_time(mine)),
+            (job, kind, source, repository, moment, log, mine, start_time(mine)),
         )
         assert row is not None
         return row
@@ -289,14 +298,37 @@ class Ledger:
         """The archive of that run is smaller on purpose: from it on sizes are usual."""
         self._write("UPDATE run SET shrunk = 'accepted' WHERE id = ?", (run,))
 
-    def kept(self, job: str) -> dict[str, str]:
-        """The archives that must be in the repository: id to name."""
+    def recorded(self, job: str) -> list[Recorded]:
+        """The archives that must be in the repository, in the order they came on record."""
         rows = self._rows(
-            "SELECT archive_id, archive FROM run WHERE job = ?"
-            " AND archive_id IS NOT NULL AND gone IS NULL AND kind = 'create'",
+            "SELECT archive_id, archive, started, outcome, shrunk FROM run WHERE job = ?"
+            " AND archive_id IS NOT NULL AND gone IS NULL AND kind IN ('create', 'adopt')"
+            " ORDER BY id",
             (job,),
         )
-        return dict(rows)
+        return [
+            Recorded(
+                id_,
+                name,
+                datetime.fromtimestamp(started, UTC),
+                # Without an outcome it is the run on whose behalf somebody asks.
+                is_good=outcome in (None, "success", "warning") and shrunk != HELD,
+            )
+            for id_, name, started, outcome, shrunk in rows
+        ]
+
+    def kept(self, job: str) -> dict[str, str]:
+        """The same: id to name."""
+        return {one.id: one.name for one in self.recorded(job)}
+
+    def known(self, job: str) -> set[str]:
+        """The ids of all archives the job ever had, those that are gone among them."""
+        rows = self._rows(
+            "SELECT archive_id FROM run WHERE job = ? AND archive_id IS NOT NULL"
+            " AND kind IN ('create', 'adopt')",
+            (job,),
+        )
+        return {id_ for (id_,) in rows}
 
     def mark_gone(self, job: str, archive_ids: Sequence[str]) -> None:
         """These archives of the job were deleted on purpose."""

@@ -17,6 +17,7 @@ PROGRAM = "borg-pull"
 COMMANDS = {
     "accept": "repositories:accept",
     "add-source": "add_source:add_source",
+    "adopt": "repositories:adopt",
     "archives": "repositories:archives",
     "browse": "extract:browse",
     "check": "repositories:check",

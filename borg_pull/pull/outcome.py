@@ -112,6 +112,11 @@ def _failure(evidence: Evidence, result: Result | None) -> str | None:
         return f"{last or 'exit 1'}; the archive is not in the repository"
     if evidence.archive_id is None:
         return "the source reported success, but the archive is not in the repository"
+    if evidence.original_size is None and evidence.minimum_size > 0:
+        return (
+            "nobody told how much the archive holds, "
+            f"and it must be the minimum_size of {evidence.minimum_size} bytes"
+        )
     if evidence.original_size is not None and evidence.original_size < evidence.minimum_size:
         return (
             f"the archive holds {evidence.original_size} bytes, "

@@ -514,7 +514,7 @@ def _looked_up(
     if not source.is_named(made, name):
         return _Look(error=f"the source made {made}, not the archive {name}")
     try:
-        found = archives.archives(glob)
+        found = archives.archives(glob, opened=True)
         listed = frozenset(one.id for one in found)
         archive = archives.named(made, found)
         if archive is None:

@@ -15,7 +15,7 @@ from borg_pull.errors import FailedError, RequestError, printable
 from borg_pull.findings import many
 from borg_pull.output import print_error, print_table, put
 from borg_pull.pull import care, secret
-from borg_pull.pull.by_hand import logged
+from borg_pull.pull.by_hand import alone, logged
 from borg_pull.pull.condition import rfc3339
 from borg_pull.pull.config import Config
 from borg_pull.pull.faults import nearest
@@ -136,13 +136,17 @@ def prune(invocation: Invocation, name: str, *, dry_run: bool) -> int:
         log = None
         if not dry_run:
             _refuse_shrunk(ledger, name)
+            stack.enter_context(alone(job, invocation.places))
             log = stack.enter_context(_recorded(invocation, ledger, job, "prune"))
         _, repository, _ = stack.enter_context(opened(invocation, name, log))
-        done = care.prune(job, repository, ledger, glob, dry_run=dry_run)
+        beside = invocation.config.beside(name)
+        done = care.prune(job, repository, ledger, glob, beside, dry_run=dry_run)
     word = "would delete" if dry_run else "deleted"
     for archive in done.deleted:
         put(f"{word} {printable(archive.name)}\n")
     put(f"{word} {many(len(done.deleted), 'archive')}, kept {len(done.kept)}\n")
+    if done.unrecorded:
+        print_error(done.remark(name), "yellow")
     return 0
 
 
@@ -188,6 +192,7 @@ def check(invocation: Invocation, name: str) -> int:
     care.rules_of_check(job)
     with (
         closing(_ledger(invocation)) as ledger,
+        alone(job, invocation.places),
         _recorded(invocation, ledger, job, "check") as log,
         opened(invocation, name, log) as (_, repository, _stop),
     ):
@@ -234,6 +239,42 @@ def forget(invocation: Invocation, name: str, *, yes: bool) -> int:
                 raise click.Abort
         ledger.mark_gone(name, list(lost))
     put(f"no more expected: {many(len(lost), 'archive')}\n")
+    return 0
+
+
+@click.command(short_help="Take archives on record that no run made.")
+@click.argument("name", metavar="JOB")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@configured
+def adopt(invocation: Invocation, name: str, *, yes: bool) -> int:
+    """Have retention count, and delete, archives of a job's name that none of its runs made.
+
+    Such as those of the time before borg-pull. Whoever may write into the repository can make them,
+    with any date: adopt only what you know.
+    """
+    glob = invocation.config.archive_glob(name)
+    with closing(_ledger(invocation)) as ledger:
+        with opened(invocation, name) as (job, repository, _stop):
+            known = ledger.known(name)
+            found = [one for one in repository.archives(glob) if one.id not in known]
+        if not found:
+            put("all archives are on record\n")
+            return 0
+        for archive in found:
+            put(f"{rfc3339(archive.time)}  {printable(archive.name)}\n")
+        if not yes:
+            click.confirm(f"Take these {len(found)} on record?", abort=True, err=True)
+        for archive in found:
+            run = ledger.begin(
+                name,
+                job.source_name,
+                job.repository_name,
+                kind="adopt",
+                log=None,
+                started=archive.time,
+            )
+            ledger.finish(run, "success", archive=archive.name, archive_id=archive.id)
+    put(f"{len(found)} archives are on record now\n")
     return 0
 
 

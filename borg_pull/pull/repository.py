@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import subprocess
 import tempfile
@@ -26,6 +27,9 @@ from borg_pull.pull.said import sentence
 from borg_pull.pull.source import escaped
 from borg_pull.pull.ssh import tied
 from borg_pull.pull.stop import Stop
+
+_CHECKPOINT = re.compile(r"\.checkpoint(\.[0-9]+)?$")
+"""As borg names them (its archive.py)."""
 
 LOCK_WAIT = 60
 """Seconds a borg of ours waits for somebody else's lock."""
@@ -95,23 +99,28 @@ class Archives:
         """Raise BorgPullError for what can already be known to keep archives from being read."""
 
     def expect(self, glob: str) -> None:
-        """Be ready for `archives` to be asked for ``glob``."""
+        """Be ready for `archives` to be asked for those of ``glob``, opened."""
 
     def dismiss(self) -> None:
         """End what `expect` has started, if that was not needed."""
 
-    def archives(self, glob: str | None = None) -> list[Archive]:
+    def archives(self, glob: str | None = None, *, opened: bool = False) -> list[Archive]:
         """Its archives, oldest first, of those whose names match ``glob``.
 
-        The order is borg's, which knows more of a second than it tells.
+        The order is borg's, which knows more of a second than it tells. With ``opened`` each must
+        be one that can be opened: a list alone is but what somebody wrote into it.
         Raises BorgPullError.
         """
-        answer = self.run(self._listing(glob))
+        answer = self.run(self._listing(glob, opened=opened))
         return [_archive(entry) for entry in json.loads(answer.stdout)["archives"]]
 
-    def _listing(self, glob: str | None) -> list[str]:
+    def _listing(self, glob: str | None, *, opened: bool) -> list[str]:  # noqa: ARG002
         which = ["--consider-checkpoints"] if glob is None else ["--glob-archives", glob]
         return ["list", "--json", *which, str(self.repository.path)]
+
+    def checkpoints(self, glob: str) -> list[Archive]:
+        """What interrupted runs have left of archives that match ``glob``. Raises BorgPullError."""
+        raise NotImplementedError
 
     def archive(self, name: str) -> Archive | None:
         """The one of that very name."""
@@ -144,8 +153,19 @@ class LocalRepository(Archives):
         self.log = log
         self._expected: tuple[list[str], subprocess.Popen[bytes]] | None = None
 
+    def _listing(self, glob: str | None, *, opened: bool) -> list[str]:
+        *words, path = super()._listing(glob, opened=opened)
+        # What is asked for beyond the usual stands in the archive itself.
+        return [*words, *(["--format", "{archive}{id}{time}{end}"] if opened else []), path]
+
+    def checkpoints(self, glob: str) -> list[Archive]:
+        words = ["list", "--json", "--consider-checkpoints", "--glob-archives", glob]
+        answer = self.run([*words, str(self.repository.path)])
+        found = [_archive(entry) for entry in json.loads(answer.stdout)["archives"]]
+        return [one for one in found if _CHECKPOINT.search(one.name)]
+
     def expect(self, glob: str) -> None:
-        words = self._listing(glob)
+        words = self._listing(glob, opened=True)
         # What is wrong is told when it is asked in earnest.
         with contextlib.suppress(BorgPullError, OSError):
             waiting = preload.command(self._argv(words), preload.AT_A_BYTE)

@@ -79,7 +79,10 @@ def restore(
     try:
         with opened(invocation, name) as (job, repository, stop):
             greeting = _granted(job, places, stop)
-            found = contents.chosen(repository, config.archive_glob(name), archive)
+            on_record = [one.id for one in ledger.recorded(name)]
+            found = contents.chosen(
+                repository, config.archive_glob(name), archive, lambda: on_record
+            )
             words = [VERB, "--log-json", "--list", *(["--dry-run"] if dry_run else [])]
             words += [str(job.repository.path), found.name, *paths]
             with logged(ledger, job, places, "restore") as (run, log), alone(job, places):

@@ -82,10 +82,10 @@ class SourceRepository(Archives):
         """Raise NotAllowedError, ConfigurationError when the source would not list its archives."""
         self._granted("list")
 
-    def archives(self, glob: str | None = None) -> list[Archive]:
+    def archives(self, glob: str | None = None, *, opened: bool = False) -> list[Archive]:
         """Those that the source lists. Raises BorgPullError."""
         try:
-            found = super().archives(glob or "*")
+            found = super().archives(glob or "*", opened=opened)
             if all(map(_is_sound, found)):
                 return [one for one in found if fnmatchcase(one.name, glob or "*")]
         except _NO_ANSWER as error:

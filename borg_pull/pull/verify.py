@@ -27,7 +27,7 @@ import click
 from borg_pull.errors import BusyError, FailedError, RequestError, printable
 from borg_pull.findings import many
 from borg_pull.output import put
-from borg_pull.pull import contents
+from borg_pull.pull import care, contents
 from borg_pull.pull.by_hand import alone, logged
 from borg_pull.pull.contents import Item
 from borg_pull.pull.invocation import Invocation, tolerant
@@ -108,6 +108,9 @@ def verify(invocation: Invocation, name: str, *, files: int, as_json: bool) -> i
             alone(job, places),
             failing_by_signals(),
         ):
+            there = repository.archive(last.archive)
+            if there is None or there.id != last.archive_id:
+                raise care.MissingArchivesError(name, [last.archive], care.NOTHING_DONE)
             found = _verified(job, repository, places, last.archive, files, log)
             ledger.update(run, archive=found.archive, files=found.files, original_size=found.size)
             if not found.is_compared:

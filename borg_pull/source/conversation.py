@@ -88,8 +88,9 @@ class _Relay:
         self._read = b""
         self._written = b""
         self._end: Answer | BorgPullError | None = None
-        self._patience = ANSWER_SECONDS
-        self._deadline = time.monotonic() + ANSWER_SECONDS
+        self._patience = None if is_stream else ANSWER_SECONDS
+        self._deadline: float | None = None
+        self._wait_anew()
 
     def run(self) -> Answer:
         while self._end is None or self._written:
@@ -126,19 +127,16 @@ class _Relay:
         poll.register(1, select.POLLOUT if self._written else 0)
         if self._end is None and len(self._written) < _WAITING:
             poll.register(self._connection.fileno(), select.POLLIN)
-        left = max(0.0, self._deadline - time.monotonic())
-        return dict(poll.poll(left * 1000 + 1 if self._has_deadline() else None))
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        return dict(poll.poll(None if left is None else left * 1000 + 1))
 
     def _wait_anew(self) -> None:
         """Something has come, or gone on: the time without begins again."""
-        self._deadline = time.monotonic() + self._patience
-
-    def _has_deadline(self) -> bool:
-        """Nothing may happen for as long as it likes; only what has been told is to be read."""
-        return bool(self._written) or not self._is_stream
+        if self._patience is not None:
+            self._deadline = time.monotonic() + self._patience
 
     def _check_deadline(self) -> None:
-        if not self._has_deadline() or time.monotonic() < self._deadline:
+        if self._deadline is None or time.monotonic() < self._deadline:
             return
         if self._end is not None:
             self._written = b""
@@ -167,8 +165,7 @@ class _Relay:
         if not received:
             raise _cut_off()
         self._read += received
-        if not self._written:
-            self._wait_anew()
+        self._wait_anew()
         while self._end is None and b"\n" in self._read:
             line, _, self._read = self._read.partition(b"\n")
             self._take(line)

@@ -336,7 +336,7 @@ def test_names_of_archives_are_shown_as_text(
     made = [Archive("a" * 64, "job-\x1b]0;mine\x07", datetime.now(UTC)) for _ in range(2)]
 
     class Listed(Archives):
-        def archives(self, _glob: str | None = None) -> list[Archive]:
+        def archives(self, _glob: str | None = None, *, opened: bool = False) -> list[Archive]:  # noqa: ARG002
             return made
 
     @contextmanager

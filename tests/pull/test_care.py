@@ -36,7 +36,7 @@ def _aged(server: BackupServer, made: Repository, job: str = "job") -> list[str]
             "create", "--timestamp", f"{moment:%Y-%m-%dT%H:%M:%S}", f"{made.path}::{name}", data
         )
         (info,) = _local(server).archives(name)
-        run = server.ledger.begin(job, "source", "repository", log=None)
+        run = server.ledger.begin(job, "source", "repository", log=None, started=moment)
         server.ledger.finish(run, "success", archive=name, archive_id=info.id)
         names.append(name)
     return names
@@ -66,14 +66,14 @@ def test_what_retention_does_not_keep_is_deleted(
 ) -> None:
     made, names = aged()
     task, glob = _task(server)
-    plan = care.prune(task, _local(server), server.ledger, glob, dry_run=True)
+    plan = care.prune(task, _local(server), server.ledger, glob, {}, dry_run=True)
     assert [archive.name for archive in plan.deleted] == names[:-2]
     assert made.archives() == names, "a dry run deletes nothing"
-    done = care.prune(task, _local(server), server.ledger, glob)
+    done = care.prune(task, _local(server), server.ledger, glob, {})
     assert done == plan
     assert made.archives() == names[-2:]
     assert sorted(server.ledger.kept("job").values()) == names[-2:]
-    again = care.prune(task, _local(server), server.ledger, glob)
+    again = care.prune(task, _local(server), server.ledger, glob, {})
     assert again.deleted == []
 
 
@@ -83,7 +83,7 @@ def test_another_job_s_archives_are_not_touched(
     made, names = aged()
     others = _aged(server, made, "other")
     task, glob = _task(server)
-    care.prune(task, _local(server), server.ledger, glob)
+    care.prune(task, _local(server), server.ledger, glob, {})
     assert set(made.archives()) == set(names[-2:]) | set(others)
 
 
@@ -94,7 +94,7 @@ def test_nothing_is_deleted_while_archives_on_record_are_missing(
     made.run("delete", f"{made.path}::{names[3]}")
     task, glob = _task(server)
     with pytest.raises(care.MissingArchivesError, match=names[3]):
-        care.prune(task, _local(server), server.ledger, glob)
+        care.prune(task, _local(server), server.ledger, glob, {})
     assert len(made.archives()) == DAYS - 1
     missing = care.missing(task, _local(server), server.ledger, glob)
     assert list(missing.values()) == [names[3]]
@@ -111,7 +111,7 @@ def test_an_archive_of_the_same_name_is_not_the_one_on_record(
     made.run("create", f"{made.path}::{names[0]}", empty)
     task, glob = _task(server)
     with pytest.raises(care.MissingArchivesError, match=names[0]):
-        care.prune(task, _local(server), server.ledger, glob)
+        care.prune(task, _local(server), server.ledger, glob, {})
 
 
 def test_without_retention_nothing_is_pruned(server: BackupServer) -> None:
@@ -119,7 +119,7 @@ def test_without_retention_nothing_is_pruned(server: BackupServer) -> None:
     server.job(paths=["/data"])
     task, glob = _task(server)
     with pytest.raises(ConfigurationError, match="has no retention"):
-        care.prune(task, _local(server), server.ledger, glob)
+        care.prune(task, _local(server), server.ledger, glob, {})
 
 
 def test_a_sound_repository_passes_its_check(

@@ -115,6 +115,12 @@ def test_a_dry_run_says_what_prune_would_do(
     names = aged(repository, data, 4)
     server.job(paths=[str(data)], retention={"keep_daily": 2})
     assert "other-" not in borg_pull("archives", "job").stdout
+    # Its borg would count them, whoever made them.
+    assert (
+        f"archives of its name were made by none of its runs: {names[0]}"
+        in borg_pull("prune", "job", code=2).stderr
+    )
+    borg_pull("adopt", "job", "--yes")
     planned = borg_pull("prune", "job", "--dry-run").stdout.splitlines()
     assert planned == [
         *(f"would delete {name}" for name in names[:2]),
@@ -340,3 +346,28 @@ def test_what_reads_archives_here_says_who_can(
     assert not to.exists()
     assert server.ledger.runs() == []
     assert server.site.source.audit() == []
+
+
+def test_a_source_that_prunes_more_than_it_was_to(
+    server: BackupServer, data: Path, repository: Repository
+) -> None:
+    source = server.site.source
+    program = source.directory / "greedy"
+    program.write_text(
+        "#!/bin/sh\n"
+        'asked=$(printf %s "$SSH_ORIGINAL_COMMAND" | sed "s/keep-last 5/keep-last 1/")\n'
+        'export SSH_ORIGINAL_COMMAND="$asked"\n'
+        f"exec {source.programs.source} {source.configuration} luna\n"
+    )
+    server.job(paths=[str(data)], retention={"keep_last": 5})
+    assert [server.run(), server.run()] == ["success", "success"], server.events
+    assert len(repository.archives()) == 2, "the control"
+    before = {path for path in (repository.path / "data").rglob("*") if path.is_file()}
+    instead(server, program)
+    assert server.run() == "failure"
+    run = server.ledger.last("job", kind="prune")
+    assert run is not None
+    assert "the source deleted archives that retention keeps" in str(run.error)
+    assert "is not freed yet" in str(run.error)
+    assert all(path.exists() for path in before)
+    assert len(server.ledger.kept("job")) == 3
