@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import threading
 import time
@@ -107,6 +108,13 @@ class BackupServer:
         self._configuration.write_text(toml(document))
         self._configuration.chmod(0o600)
 
+    def forget(self) -> None:
+        """Expect none of the archives so far: their repository is gone."""
+        path = self.directory / "state" / "ledger.sqlite"
+        if path.exists():
+            with contextlib.closing(sqlite3.connect(path)) as ledger, ledger:
+                ledger.execute("UPDATE run SET gone = started WHERE gone IS NULL")
+
     def start(self, *words: str) -> subprocess.Popen[str]:
         """``borg-pull WORDS``."""
         return subprocess.Popen(
@@ -180,6 +188,7 @@ class _Ours(Way):
         self._state = state
 
     def repository(self, number: int) -> Repository:
+        self._server.forget()
         return _new_repository(self._peer, self._state, number)
 
     def save(self, tree: Path, repository: Repository, _archive: str) -> float:
