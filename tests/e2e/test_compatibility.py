@@ -57,7 +57,8 @@ def test_the_example_configuration_serves(site: Site) -> None:
     repository = site.repository()
     unknown = site.pull(f"-C lz4 create {repository.path} a {www}", repository)
     assert unknown.exit == 2
-    assert "client.luna.allow_unknown_repository = true" in unknown.errors
+    told = "below [client.luna], for one run: allow_unknown_repository = true"
+    assert told in unknown.errors
     site.source.write_configuration(text + "allow_unknown_repository = true\n")
     result = site.pull(f"-C lz4 create {repository.path} a {www}", repository)
     assert (result.exit, result.complaints) == (0, "")

@@ -221,6 +221,7 @@ def test_a_signal_ends_borg_here_in_order(
     for name in ("job-1", "job-2"):
         repository.run("create", f"{repository.path}::{name}", data)
     server.job(paths=[data], retention={"keep_last": 1}, check={})
+    borg_pull("adopt", "job", "--yes")
     begun = hold_borg(server, method)
     with subprocess.Popen(
         [*program, "--config", str(configuration(server)), *words],
