@@ -22,8 +22,9 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given
@@ -249,18 +250,23 @@ def test_what_json_cannot_hold_is_refused(value: Any) -> None:
 # Many writers
 
 
+def end_with(work: Callable[[], object]) -> NoReturn:
+    """Do ``work`` and end this process, a child; nothing of it may reach pytest."""
+    try:
+        work()
+    except BaseException:  # noqa: BLE001
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
 def in_children(count: int, work: Callable[[int], None]) -> list[int]:
     """Run ``work`` in ``count`` processes at once; their exit codes."""
     children = []
     for number in range(count):
         child = os.fork()
         if child == 0:
-            try:
-                work(number)
-                os._exit(0)
-            except BaseException:  # noqa: BLE001 - nothing of a child may reach pytest
-                traceback.print_exc()
-                os._exit(1)
+            end_with(partial(work, number))
         children.append(child)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
@@ -369,8 +375,7 @@ def test_writers_killed_at_any_moment_leave_a_log_that_goes_on(path: Path) -> No
         for number in range(3):
             child = os.fork()
             if child == 0:
-                write(number)
-                os._exit(0)
+                end_with(partial(write, number))
             children.append(child)
         enough = path.stat().st_size + 20_000 + round_ * 1000
         until(lambda: path.stat().st_size > enough, seconds=30, what="some records")  # noqa: B023
@@ -400,8 +405,7 @@ def test_a_log_just_moved_away_is_left_to_be_made_by_who_moved_it(path: Path) ->
     path.rename(path.with_suffix(".1"))
     child = os.fork()
     if child == 0:
-        append(path)
-        os._exit(0)
+        end_with(lambda: append(path))
     while True:  # until the writer holds the lock and looks for the log
         with sidecar(path).open() as probe:
             try:
@@ -526,8 +530,9 @@ def test_a_sidecar_replaced_while_waiting_is_opened_anew(path: Path) -> None:
         fcntl.flock(holder, fcntl.LOCK_EX)
         child = os.fork()
         if child == 0:
-            append(path)
-            os._exit(0)
+            # Of the lock this would be another holder, which waits for itself.
+            holder.close()
+            end_with(lambda: append(path))
         copy = path.with_suffix(".copy")
         copy.write_bytes(sidecar(path).read_bytes())
         copy.chmod(0o600)
