@@ -28,7 +28,7 @@ class Recorded:
     started: datetime
     """When the run began that made it, by this host's clock."""
     is_good: bool
-    """Whether that run did not fail."""
+    """Whether that run did not fail, and its archive is no smaller than may be."""
 
 
 def _week(moment: datetime) -> tuple[float, ...]:
@@ -58,14 +58,12 @@ def kept(
     """The ids that ``rules`` keep of ``archives``, which stand in the order of their runs.
 
     ``zone`` is the one whose days are counted, local time without; ``late`` is added to all times.
-    Those of failed runs are judged among themselves, so that they take the place of no good one.
-    The last one of either is always kept, whatever the clock said.
+    Those that are not good take the place of none: they stay until a good one follows. The last
+    good one is always kept, whatever the clock said.
     """
-    found: set[str] = set()
-    for is_good in (True, False):
-        class_ = [one for one in archives if one.is_good is is_good]
-        found |= _kept(class_, rules, now, zone, late)
-    return found
+    good = [one for one in archives if one.is_good]
+    since = archives.index(good[-1]) if good else 0
+    return _kept(good, rules, now, zone, late) | {one.id for one in archives[since:]}
 
 
 def _kept(

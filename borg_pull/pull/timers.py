@@ -153,6 +153,9 @@ def list_command(
     if scope is None and run_as is None and directory is None:
         run_as = _account_of(usual_directory("system"), invocation.path)
         scope = None if run_as is None else "system"
+        if run_as == pwd.getpwuid(os.geteuid()).pw_name:
+            # Its own account's places are where its environment says.
+            run_as = None
     where = _where(invocation, scope, run_as, directory, prepare=False, writes=False)
     states = compare(where.directory, where.setting.main, units(where.setting))
     is_whole = all(state == "same" for state in states.values())

@@ -15,7 +15,7 @@ from borg_pull.pull import config
 from borg_pull.pull.config import Config
 from borg_pull.pull.faults import ConfigFaultsError
 from tests.pull.conftest import BackupServer
-from tests.pull.runs import run
+from tests.pull.runs import run, start
 from tests.pull.test_commands import Command, borg_pull, program
 from tests.pull.test_loading import write
 from tests.pull.test_retention_safety import told
@@ -108,7 +108,7 @@ def test_what_changes_the_configuration_or_deletes_wants_it_whole(short_path: Pa
     history = run("history", "--config", main)
     assert history.exit == 0
     assert "is not valid TOML" in history.stderr
-    asked = run("run", "nobody", "--config", main)
+    asked = start("run", "nobody", "--config", main)
     assert asked.exit == 78, "it may be a job of the file that cannot be read"
 
 

@@ -124,14 +124,17 @@ def test_the_last_run_s_archive_stays_whatever_the_clock_said() -> None:
 
 
 def test_those_of_failed_runs_take_no_place() -> None:
-    days = [int(NOW.timestamp()) - 86400 * day for day in (9, 8, 7)]
-    good = recorded(days)
+    good = recorded([int(NOW.timestamp()) - 86400 * day for day in (9, 8, 7)])
     bad = [
         Recorded(f"bad-{day}", "b", NOW - timedelta(days=day), is_good=False)
         for day in range(6, 0, -1)
     ]
     rules = Retention(keep_daily=2)
-    assert kept([*good, *bad], rules, now=NOW, zone=UTC) == {"1", "2", "bad-1", "bad-2"}
+    waiting = {one.id for one in bad}
+    assert kept([*good, *bad], rules, now=NOW, zone=UTC) == {"1", "2"} | waiting
+    assert kept(bad, rules, now=NOW, zone=UTC) == waiting
+    new = Recorded("new", "n", NOW, is_good=True)
+    assert kept([*good, *bad, new], rules, now=NOW, zone=UTC) == {"2", "new"}
 
 
 def test_an_interval_beyond_all_time_keeps_all() -> None:
