@@ -16,8 +16,6 @@ from borg_pull.pull.condition import conditions
 from borg_pull.pull.config import Config
 from borg_pull.pull.ledger import Ledger
 
-NOW = datetime.now(UTC)
-
 
 def _config(tmp_path: Path) -> Config:
     data = tmp_path / "repository" / "data" / "0"
@@ -41,6 +39,13 @@ def _config(tmp_path: Path) -> Config:
     )
 
 
+def _write(target: Path, config: Config, ledger: Ledger) -> datetime:
+    """Write what is known now, and that now."""
+    now = datetime.now(UTC)
+    metrics.write(target, config, conditions(config, ledger, now), now)
+    return now
+
+
 def _values(path: Path) -> dict[tuple[str, ...], float]:
     return {
         (sample.name.removeprefix("borg_pull_"), *sample.labels.values()): sample.value
@@ -55,7 +60,7 @@ def test_what_is_written_is_what_is_known(tmp_path: Path) -> None:
     run = ledger.begin("good", "s", "r", log=None)
     ledger.finish(run, "success", original_size=10, new_size=5, files=3, duration=1.5)
     target = tmp_path / "borg_pull.prom"
-    metrics.write(target, config, conditions(config, ledger, NOW), NOW)
+    now = _write(target, config, ledger)
     values = _values(target)
     assert values["job_archive_original_size_bytes", "good"] == 10
     assert values["job_archive_deduplicated_size_bytes", "good"] == 5
@@ -66,7 +71,7 @@ def test_what_is_written_is_what_is_known(tmp_path: Path) -> None:
     assert values["job_stale", "good"] == 0
     assert values["job_stale", "never"] == 1
     assert ("job_last_success_timestamp_seconds", "never") not in values
-    assert values["job_next_due_timestamp_seconds", "good"] > NOW.timestamp()
+    assert values["job_next_due_timestamp_seconds", "good"] > now.timestamp()
     assert values["repository_size_bytes", "r"] == 1500
     assert values["repository_free_bytes", "r"] > 0
     assert values["metrics_complete",] == 1
@@ -78,7 +83,7 @@ def test_a_repository_that_is_gone_makes_them_incomplete(tmp_path: Path) -> None
     shutil.rmtree(tmp_path / "repository")
     target = tmp_path / "borg_pull.prom"
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    metrics.write(target, config, conditions(config, ledger, NOW), NOW)
+    _write(target, config, ledger)
     assert _values(target)["metrics_complete",] == 0
 
 
@@ -86,7 +91,7 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     config = _config(tmp_path)
     ledger = Ledger(tmp_path / "ledger.sqlite")
     with pytest.raises(SystemRefusedError, match="metrics"):
-        metrics.write(tmp_path / "missing" / "x.prom", config, conditions(config, ledger, NOW), NOW)
+        _write(tmp_path / "missing" / "x.prom", config, ledger)
 
 
 def test_promtool_finds_nothing_to_say(tmp_path: Path) -> None:
@@ -95,7 +100,7 @@ def test_promtool_finds_nothing_to_say(tmp_path: Path) -> None:
     config = _config(tmp_path)
     target = tmp_path / "borg_pull.prom"
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    metrics.write(target, config, conditions(config, ledger, NOW), NOW)
+    _write(target, config, ledger)
     said = subprocess.run(
         [promtool, "check", "metrics"],
         stdin=target.open("rb"),

@@ -40,17 +40,17 @@ def test_what_was_expected_is_found(server: BackupServer) -> None:
     repository = pulled(server)
     repository.expect("one")
     assert len(waiting()) == 1
-    archive = repository.archive("one")
-    assert archive is not None
+    (archive,) = repository.archives("one", opened=True)
     assert archive.name == "one"
-    assert archive == repository.archive("one"), "asked anew"
+    assert waiting() == []
+    assert [archive] == repository.archives("one", opened=True), "asked anew"
     assert waiting() == []
 
 
 def test_another_than_expected_is_found(server: BackupServer) -> None:
     repository = pulled(server)
     repository.expect("two")
-    assert repository.archive("one") is not None
+    assert len(repository.archives("one", opened=True)) == 1
     assert len(waiting()) == 1
     repository.dismiss()
     assert waiting() == []
@@ -66,7 +66,7 @@ def test_a_borg_that_is_no_script_is_not_waited_for(server: BackupServer, tmp_pa
     repository = local(server)
     repository.expect("one")
     assert waiting() == []
-    assert repository.archive("one") is not None
+    assert len(repository.archives("one", opened=True)) == 1
 
 
 def test_a_fault_is_told_when_it_is_asked_in_earnest(server: BackupServer) -> None:
@@ -74,7 +74,7 @@ def test_a_fault_is_told_when_it_is_asked_in_earnest(server: BackupServer) -> No
     Path(server.document["repository"]["repository"]["path"]).rename(server.directory / "moved")
     repository.expect("one")
     with pytest.raises(RepositoryError, match="does not exist"):
-        repository.archive("one")
+        repository.archives("one", opened=True)
 
 
 def test_killed_while_it_waits_is_a_fault(server: BackupServer) -> None:
@@ -84,4 +84,4 @@ def test_killed_while_it_waits_is_a_fault(server: BackupServer) -> None:
     ready.send(signal.SIGKILL)
     until(lambda: not ready.alive(), seconds=10, what="its end")
     with pytest.raises(RepositoryError):
-        repository.archive("one")
+        repository.archives("one", opened=True)
