@@ -108,7 +108,8 @@ def parse_request(line: bytes) -> Ask:
         raise RequestError("the request is not one line of JSON") from error
     if not isinstance(fields, dict):
         raise RequestError("the request is no object")
-    if fields.pop("version", None) != VERSION:
+    version = fields.pop("version", None)
+    if not _is_number(version) or version != VERSION:
         raise RequestError(f"the request is not of version {VERSION}")
     request = fields.pop("request", None)
     if not isinstance(request, str) or request not in REQUESTS:
@@ -165,9 +166,13 @@ def _session(fields: object) -> Session:
 def _optional_text(value: object) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or len(value) > MAX_TEXT or any(map(is_control, value)):
+    if not isinstance(value, str) or len(value) > MAX_TEXT or not all(map(_is_harmless, value)):
         raise RequestError("the request's session has a text that is none")
     return value
+
+
+def _is_harmless(character: str) -> bool:
+    return not is_control(character) and not "\ud800" <= character <= "\udfff"
 
 
 def _text(fields: dict[str, object], name: str, fault: Callable[[str], str | None]) -> str:

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from borg_pull.aio.configuration import AioConfiguration, shown
 from borg_pull.aio.engine import Container, Engine, EngineError
 from borg_pull.aio.flow import PREFIX, lock_files
-from borg_pull.aio.verdict import SUCCESS_LINES
+from borg_pull.aio.verdict import SUCCESS_LINES, rfc3339
 from borg_pull.errors import BorgPullError
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _told(name: str, found: Container | None) -> dict[str, Any]:
         "name": name,
         "status": "absent" if found is None else found.status,
         "health": None if found is None else found.health,
-        "started_at": None if found is None else found.started_at,
+        "started_at": None if found is None else rfc3339(found.started_at),
         "ok": found is not None and found.health in (None, "healthy"),
     }
 
@@ -160,8 +160,8 @@ def _last_backup(engine: Engine, found: Container | None) -> dict[str, Any] | No
     kind = found.told.get("BORG_MODE")
     answer = {
         "kind": kind,
-        "started_at": found.started_at,
-        "finished_at": found.finished_at,
+        "started_at": rfc3339(found.started_at),
+        "finished_at": rfc3339(found.finished_at),
         "exit_code": found.exit_code,
     }
     if found.running:

@@ -27,6 +27,7 @@ from borg_pull.errors import (
     SystemRefusedError,
     printable,
 )
+from borg_pull.findings import many
 from borg_pull.output import print_lines, put
 from borg_pull.schema import WhitelistError
 
@@ -178,8 +179,8 @@ def check_config(context: click.Context) -> None:
     if faults:
         raise ConfigurationError("Nextcloud AIO cannot be driven from here yet")
     put(
-        f"{printable(context.obj)}: sound: {len(policy.actions)} actions, "
-        f"{len(policy.targets)} targets\n"
+        f"{printable(context.obj)}: sound: "
+        f"{many(len(policy.actions), 'action')}, {many(len(policy.targets), 'target')}\n"
     )
 
 

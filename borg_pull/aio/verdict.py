@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from borg_pull.aio.configuration import HOST_LOCATION, REMOTE_REPOSITORY, TargetKeys, is_same, shown
+from borg_pull.audit import timestamp
 
 if TYPE_CHECKING:
     from borg_pull.aio.engine import Container
@@ -114,13 +115,18 @@ def _evidence(seen: Seen) -> dict[str, JSONValue]:
     went = None if container is None else _went_to(container)
     return {
         "container": None if container is None else container.id[:12],
-        "started_at": None if container is None else container.started_at,
-        "finished_at": None if container is None else container.finished_at,
+        "started_at": None if container is None else rfc3339(container.started_at),
+        "finished_at": None if container is None else rfc3339(container.finished_at),
         "exit_code": None if container is None else container.exit_code,
         "started_after_us": container is not None and _is_after(container, seen.began),
         "success_line": last.startswith(SUCCESS_LINES[seen.kind]),
         "target": None if went is None else shown(went),
     }
+
+
+def rfc3339(moment: float | None) -> str | None:
+    """A time of the engine's, as answers and records tell it; None for none."""
+    return None if moment is None else timestamp(moment)
 
 
 def _is_after(container: Container, moment: float) -> bool:

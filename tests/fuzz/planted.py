@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from borg_pull import values
+from borg_pull import companion, values
 from borg_pull.errors import RequestError
 from borg_pull.pull import said
 from borg_pull.source import judge, request
@@ -108,6 +108,14 @@ def _any_text_of_a_source() -> None:
     said.printable = lambda text: text  # type: ignore[attr-defined]
 
 
+def _an_action_of_any_name() -> None:
+    companion.action_name_fault = lambda name: None  # type: ignore[attr-defined]
+
+
+def _any_text_of_a_session() -> None:
+    companion.is_control = lambda character: False  # type: ignore[attr-defined]
+
+
 BY_BORG = "SeenDifferentlyError|BorgParserError"
 PLANTED = {
     planted.what: planted
@@ -122,6 +130,8 @@ PLANTED = {
         Planted("archive names may have {pid}", _any_placeholder, "Error"),
         Planted("control characters pass", _any_character, "asked"),
         Planted("sockets may be anywhere", _any_socket_directory, "Error", "answers"),
+        Planted("an action has any name", _an_action_of_any_name, "Error", "companion"),
+        Planted("a session has any text", _any_text_of_a_session, "Error", "companion"),
         Planted("a source's words pass", _any_text_of_a_source, "Error", "answers"),
     )
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import answers, counts, logs, masking, peers, requests, runs, whitelists
+from . import answers, companion, counts, logs, masking, peers, requests, runs, whitelists
 from .target import Target
 
 TARGETS: dict[str, Target] = {
@@ -19,5 +19,6 @@ TARGETS: dict[str, Target] = {
         peers.CALLER,
         peers.WRAP,
         answers.TARGET,
+        companion.TARGET,
     )
 }

@@ -27,6 +27,7 @@ GOOD = {
     "limits": {"run", "session"},
     "wrap": {"accepted"},
     "answers": {"hello", "made"},
+    "companion": {"taken"},
 }
 MOST = 48 * 1024  # bytes of a corpus that people can still look at
 
