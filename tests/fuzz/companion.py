@@ -15,7 +15,6 @@ from borg_pull.companion import (
     request_line,
 )
 from borg_pull.errors import RequestError
-
 from tests.properties.checks import check_line
 
 from .target import Target
