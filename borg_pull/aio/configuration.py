@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from borg_pull.aio.texts import MAX_TARGET, brief
 from borg_pull.credentials import masked
 from borg_pull.errors import ConfigurationError, SystemRefusedError
 from borg_pull.linux.paths import open_without_links
@@ -80,7 +81,7 @@ def is_same(one: TargetKeys, other: TargetKeys) -> bool:
 def shown(target: TargetKeys) -> str | None:
     """The target for people, without what could be a credential; None when there is none."""
     text = target.get(REMOTE_REPOSITORY) or target.get(HOST_LOCATION)
-    return masked(text) if isinstance(text, str) and text else None
+    return brief(masked(text), MAX_TARGET) if isinstance(text, str) and text else None
 
 
 class AioConfiguration:

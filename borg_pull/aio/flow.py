@@ -28,6 +28,7 @@ from borg_pull.aio.configuration import (
 )
 from borg_pull.aio.engine import Container, Engine, EngineError
 from borg_pull.aio.jobs import MAX_LINE
+from borg_pull.aio.texts import MAX_TEXT, brief
 from borg_pull.aio.verdict import Kind, Result, Seen, Verdict, verdict
 from borg_pull.credentials import MASK, masked
 from borg_pull.errors import (
@@ -109,6 +110,16 @@ class Outcome(Verdict):
     """None when none was to be put back, or still is."""
     is_settled: bool = True
     """False while a target is still to be put back."""
+
+    def __post_init__(self) -> None:
+        """Cut what others have worded: an end that is too long for the audit log has no record."""
+        error, hint = (text if text is None else brief(text) for text in (self.error, self.hint))
+        evidence = {
+            key: brief(value) if isinstance(value, str) else value
+            for key, value in self.evidence.items()
+        }
+        for name, value in (("error", error), ("hint", hint), ("evidence", evidence)):
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,23 +294,26 @@ class Flow:
         remote = self._target.get(REMOTE_REPOSITORY)
         if not isinstance(remote, str) or not remote.startswith("ssh://"):
             return
+        target = shown(self._target)
         try:
             url = urlsplit(remote)
             where = (url.hostname or "", url.port or 22)
         except ValueError as error:
-            raise FailedError(f"target {masked(remote)} is no URL: {error}") from error
+            raise FailedError(f"target {target} is no URL: {error}") from error
         try:
             with socket.create_connection(where, timeout=self._pace.reach) as connection:
                 connection.settimeout(self._pace.reach)
                 greeting = connection.recv(4)
         except OSError as error:
             raise FailedError(
-                f"target {masked(remote)}: port {where[1]} of {where[0]} does not answer: "
+                f"target {target}: port {where[1]} of {where[0]} does not answer: "
                 f"{error.strerror or error}",
                 "is the host up, and the port that of its sshd?",
             ) from error
+        except ValueError as error:
+            raise FailedError(f"target {target} names no host: {error}") from error
         if greeting != b"SSH-":
-            raise FailedError(f"target {masked(remote)}: what answers is no sshd")
+            raise FailedError(f"target {target}: what answers is no sshd")
 
     # switch-target
 
@@ -425,7 +439,7 @@ class Flow:
             found = self._engine.inspect(settings.borgbackup_container)
             self._tell(settings.borgbackup_container, found)
         except EngineError as error:
-            self._tell_state("engine", "gone", None, error.line())
+            self._tell_state("engine", "gone", None, brief(error.line()))
             return
         self._tell_state("engine", "answers", None, None)
         self._tell_of_slow_ones(found)
@@ -646,7 +660,9 @@ def restored(
 
 def _worse(outcome: Outcome, error: str) -> Outcome:
     """``outcome`` with something else that went wrong around it."""
-    error = error if outcome.error is None else f"{outcome.error}; {error}"
+    if outcome.error is not None:
+        more = f"; {brief(error, MAX_TEXT // 2)}"
+        error = brief(outcome.error, MAX_TEXT - len(more)) + more
     return replace(outcome, error=error, exit=outcome.exit or BORG_WARNING)
 
 

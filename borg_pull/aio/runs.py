@@ -27,6 +27,7 @@ from borg_pull.aio.flow import (
 )
 from borg_pull.aio.jobs import RESULT, Jobs
 from borg_pull.aio.journal import Journal, prepare
+from borg_pull.aio.texts import MAX_TARGET, brief
 from borg_pull.aio.trail import COMPLETE, START, ActionTrail
 from borg_pull.audit import new_session
 from borg_pull.errors import (
@@ -71,7 +72,7 @@ class Wanted:
             "action": self.action,
             "kind": self.plan.kind,
             "target_name": self.target if target is None else target.name,
-            "target": None if target is None else target.masked(),
+            "target": None if target is None else brief(target.masked(), MAX_TARGET),
         }
 
 
@@ -319,7 +320,7 @@ def set_target(policy: AioPolicy, target: Target, common: Mapping[str, Any]) -> 
         before = configuration.read().target
         trail = ActionTrail(policy)
         told = {"job": None, "action": None, "kind": "target-set", "target_name": target.name}
-        told |= {"target": target.masked()}
+        told |= {"target": brief(target.masked(), MAX_TARGET)}
         started = time.time()
         trail.start(common, told | {"previous": shown(before)})
         error: BorgPullError | None = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from borg_pull.accounts import acting_as, forced_command_account
+from borg_pull.aio.texts import brief
 from borg_pull.audit import AuditLog, Common
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ class ActionTrail:
     def start(self, common: Mapping[str, Any], fields: Mapping[str, JSONValue]) -> None:
         """Raises AuditError; then nothing may happen."""
         with acting_as(self._account):
-            self._log.append(START, _common(common), fields)
+            self._log.append(START, _common(common), _brief(fields))
 
     def complete(self, common: Mapping[str, Any], fields: Mapping[str, JSONValue]) -> None:
         """Record the end. Raises AuditError."""
         with acting_as(self._account):
-            self._log.append(COMPLETE, _common(common), fields)
+            self._log.append(COMPLETE, _common(common), _brief(fields))
 
     def has(self, event: str, common: Mapping[str, Any]) -> bool:
         """Whether such a record is there, as far as the log has not been rotated away.
@@ -44,3 +45,10 @@ class ActionTrail:
 
 def _common(fields: Mapping[str, Any]) -> Common:
     return Common(**fields)
+
+
+def _brief(fields: Mapping[str, JSONValue]) -> dict[str, JSONValue]:
+    """A text that is too long is recorded shortened rather than never."""
+    return {
+        name: brief(value) if isinstance(value, str) else value for name, value in fields.items()
+    }

@@ -28,12 +28,16 @@ SINCE_1: dict[str, Any] = {"from": 1}
 QUICK = Pace(poll=0.05, look=0.2, reach=2.0)
 
 
-def wanted(host: Host) -> tuple[Runs, Wanted]:
+def common() -> dict[str, Any]:
+    """A request of luna's."""
+    asked = {"client": "luna", "key": None, "address": None, "port": None, "pid": os.getpid()}
+    return asked | {"session": new_session()}
+
+
+def wanted(host: Host, action: str = "away") -> tuple[Runs, Wanted]:
     policy = load_for(str(host.config), None)
-    common = {"client": "luna", "key": None, "address": None, "port": None, "pid": os.getpid()}
-    plan = plan_of_action(policy.actions["away"])
-    common["session"] = new_session()
-    return Runs(policy, QUICK), Wanted(plan=plan, action="away", target=None, common=common)
+    plan = plan_of_action(policy.actions[action])
+    return Runs(policy, QUICK), Wanted(plan=plan, action=action, target=None, common=common())
 
 
 def die_when(host: Host, has: dict[str, Any]) -> None:
