@@ -120,20 +120,24 @@ def can_act_as(account: Account) -> bool:
 
 
 @contextlib.contextmanager
-def acting_as(account: Account) -> Iterator[None]:
-    """Look at files, write and signal as ``account`` does; no change for who is neither root nor
-    that account.
+def acting_as(account: Account, *, signalling: bool = False) -> Iterator[None]:
+    """Look at files and write as ``account`` does, with ``signalling`` also send signals; no change
+    for who is neither root nor that account.
 
-    Root keeps itself as saved identity, so that the way back is open.
+    Root keeps itself as real and saved identity: it is open to the signals of an account that is
+    its real one, which could stop it in the midst of what it does. os.access and the like are to be
+    asked for the effective identity.
     """
     if os.geteuid() != 0 or account.uid == 0:
         yield
         return
     groups = os.getgroups()
+    # kill(2) goes by the sender's real identity, too.
+    uid, gid = (account.uid, account.gid) if signalling else (0, 0)
     try:
         os.setgroups(os.getgrouplist(account.name, account.gid))
-        os.setresgid(account.gid, account.gid, 0)
-        os.setresuid(account.uid, account.uid, 0)
+        os.setresgid(gid, account.gid, 0)
+        os.setresuid(uid, account.uid, 0)
         yield
     finally:
         os.setresuid(0, 0, 0)

@@ -123,7 +123,7 @@ def check_program(path: str, trust: Trust) -> None:
         status = os.stat(resolved)
     except OSError as error:
         raise _unusable(path, _reason(error)) from error
-    if not stat.S_ISREG(status.st_mode) or not os.access(resolved, os.X_OK):
+    if not stat.S_ISREG(status.st_mode) or not os.access(resolved, os.X_OK, effective_ids=True):
         raise _unusable(path, "is not an executable file")
     if trust.enforced:
         _check_owner_and_mode(resolved, status, trust, own=False)

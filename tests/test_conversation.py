@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
+import pytest
+
+from borg_pull.audit import new_session
+from borg_pull.companion import Ask, Session, end_line
+from borg_pull.errors import BusyError
+from borg_pull.linux.signals import watch_endings
+from borg_pull.linux.sockets import listener_of
+from borg_pull.source import conversation
 from tests.harness.builds import PROJECT
 
 LINES = 3000
@@ -16,6 +27,7 @@ SECONDS = 0.6
 SCRIPT = f"""
 import os, socket, sys, threading
 from borg_pull.linux.signals import watch_endings
+from borg_pull.linux.sockets import listener_of
 from borg_pull.source import conversation
 
 conversation._LAST_SECONDS = {SECONDS}
@@ -65,3 +77,46 @@ def test_a_peer_that_reads_nothing_holds_nothing() -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_who_is_refused_before_asking_learns_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The companion has closed by the time that the request would be sent."""
+    path = str(tmp_path / "socket")
+    is_closed = threading.Event()
+
+    def late(connection: socket.socket) -> object:
+        assert is_closed.wait(20)
+        return listener_of(connection)
+
+    def refuse() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.sendall(end_line(75, "the companion is busy", "try again later"))
+        is_closed.set()
+
+    monkeypatch.setattr(conversation, "listener_of", late)
+    session = Session(session=new_session(), key=None, address=None, port=None, pid=1)
+    ask = Ask(
+        request="health",
+        client="luna",
+        session=session,
+        action=None,
+        job=None,
+        target=None,
+        detach=False,
+        follow=False,
+        start=1,
+        check=False,
+        all=False,
+    )
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        thread = threading.Thread(target=refuse, daemon=True)
+        thread.start()
+        with pytest.raises(BusyError, match="the companion is busy") as refused:
+            conversation.ask(path, ask, watch_endings(), is_stream=False)
+        thread.join(20)
+    assert refused.value.exit_code == 75

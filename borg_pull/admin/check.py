@@ -482,7 +482,11 @@ class _HostView:
         is_sound = self._try(
             code, key, lambda trust: check_own_directory(plain, trust), absent=absent
         )
-        if is_sound and self._sees and not os.access(plain, os.R_OK | os.W_OK | os.X_OK):
+        if (
+            is_sound
+            and self._sees
+            and not os.access(plain, os.R_OK | os.W_OK | os.X_OK, effective_ids=True)
+        ):
             message = f"{plain} is not writable by {account.name}; run chmod 0700 {name}"
             self._notes.add(code, key, message, severity="error")
             return False
@@ -563,7 +567,7 @@ def _opening(path: str, account: accounts.Account) -> str:
 def _audit_fault(path: str, account: accounts.Account) -> str | None:
     """Why no record could be written, as the account that is looking now."""
     directory = os.path.dirname(path)
-    if not os.access(directory, os.W_OK | os.X_OK):
+    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
         return (
             f"{directory} is not writable by {account.name}; run chown {account.name} {directory}"
         )
@@ -574,7 +578,7 @@ def _audit_fault(path: str, account: accounts.Account) -> str | None:
             continue
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             return f"{file} is not a regular file with one name; move it away"
-        if not os.access(file, os.R_OK | os.W_OK):
+        if not os.access(file, os.R_OK | os.W_OK, effective_ids=True):
             return f"{file} is not writable by {account.name}; run chown {account.name} {file}"
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             return f"{file} can be written by others; run chmod go-w {file}"

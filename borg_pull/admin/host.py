@@ -103,7 +103,10 @@ def barred_directory(path: str) -> str | None:
     """The topmost directory above ``path`` that the running user may not pass through."""
     parts = os.path.dirname(path).split("/")
     above = ("/".join(parts[: count + 1]) or "/" for count in range(len(parts)))
-    return next((directory for directory in above if not os.access(directory, os.X_OK)), None)
+    return next(
+        (directory for directory in above if not os.access(directory, os.X_OK, effective_ids=True)),
+        None,
+    )
 
 
 def path_obstacle(path: str, *, refuse_empty: bool) -> str | None:

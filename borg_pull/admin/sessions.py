@@ -203,7 +203,7 @@ def _interrupt(pids: Sequence[int], home: str, account: accounts.Account) -> Non
         processes = dict(_opened(pids, stack))
         # A descriptor stays with its process, so one whose pid holds a place now is the holder.
         holders = {one.pid for one in _live(home, account)}
-        with accounts.acting_as(account):
+        with accounts.acting_as(account, signalling=True):
             for pid in holders & processes.keys():
                 # Gone by now, or not the account's: then it stays and is told of.
                 with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -83,7 +83,7 @@ class Jobs:
             if event.get("event") == "state":
                 summary["state"] = event["state"]
             if event.get("event") == RESULT:
-                told = ("result", "exit", "error", "duration", "target_restored")
+                told = ("result", "exit", "error", "hint", "duration", "target_restored")
                 summary |= {name: event.get(name) for name in told}
                 summary |= {"status": "finished", "ended": event["time"]}
         return summary
@@ -98,25 +98,34 @@ class Jobs:
         )
 
     def events(
-        self, job: str, start: int, *, follow: Callable[[], bool] | None, poll: float = 0.2
+        self,
+        job: str,
+        start: int,
+        *,
+        follow: Callable[[], bool] | None = None,
+        pause: Callable[[float], object] = time.sleep,
+        poll: float = 0.2,
     ) -> Iterator[dict[str, Any]]:
         """Its events from number ``start`` on. ``follow`` has them come until the result, or until
-        it says that nobody works on the job any more."""
+        it says that nobody works on the job any more. ``pause`` waits for more, in seconds."""
         rest = b""
         with open(self._path(job), "rb") as file:
             while True:
                 is_alive = follow is not None and follow()
                 # Asked before reading: what the run wrote last must not be missed.
-                rest += file.read()
-                *lines, rest = rest.split(b"\n")
-                for event in _parsed(b"\n".join(lines)):
-                    if event.get("number", 0) >= start:
-                        yield event
-                    if event.get("event") == RESULT:
-                        return
+                for piece in file:
+                    rest += piece
+                    if not rest.endswith(b"\n"):
+                        break
+                    for event in _parsed(rest):
+                        if event.get("number", 0) >= start:
+                            yield event
+                        if event.get("event") == RESULT:
+                            return
+                    rest = b""
                 if not is_alive:
                     return
-                time.sleep(poll)
+                pause(poll)
 
     def ask_to_cancel(self, job: str, who: str) -> None:
         """Leave word for its run. Raises SystemRefusedError."""

@@ -39,7 +39,7 @@ class Journal:
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
-                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_WRLCK))
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, flock(fcntl.F_WRLCK))
             except BlockingIOError:
                 yield False
                 return
@@ -55,7 +55,7 @@ class Journal:
         except FileNotFoundError:
             return False
         try:
-            found = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
+            found = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, flock(fcntl.F_WRLCK))
         finally:
             os.close(descriptor)
         return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
@@ -95,8 +95,9 @@ class Journal:
             raise SystemRefusedError.because(f"{self._path} cannot be removed", error) from error
 
 
-def _whole_file(kind: int) -> bytes:
-    return _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
+def flock(kind: int, start: int = 0, length: int = 0) -> bytes:
+    """fcntl(2)'s struct flock for ``length`` bytes from ``start``; 0 reaches to the end."""
+    return _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
 
 
 def prepare(state_dir: str) -> None:

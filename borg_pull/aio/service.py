@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from borg_pull import lockdown, locking_down
 from borg_pull.accounts import acting_as, forced_command_account
 from borg_pull.aio import condition, identity
 from borg_pull.aio.flow import CANCELLABLE
+from borg_pull.aio.following import Place
 from borg_pull.aio.journal import Journal, prepare
 from borg_pull.aio.policy import load_for
 from borg_pull.aio.runs import (
@@ -44,6 +47,7 @@ from borg_pull.errors import (
 )
 from borg_pull.lockdown import MAX_NAME
 from borg_pull.roles import is_admin
+from borg_pull.trust import Trust, check_directories
 
 if TYPE_CHECKING:
     from borg_pull.aio_policy import AioPolicy
@@ -52,7 +56,6 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS = 64
 REQUEST_SECONDS = 10.0
-REFUSED_SECONDS = 1.0  # that a process has to send what is not answered
 SETTLE_SECONDS = 5
 ANSWER_SECONDS = 60  # that a peer may leave an answer unread
 _FIRST_PASSED = 3  # systemd's SD_LISTEN_FDS_START
@@ -70,6 +73,7 @@ class Service:
         self._children: set[int] = set()
         self._settler: int | None = None
         self._is_ending = False
+        self._refusals = _Sparing(say)
 
     def run(self) -> None:
         """Serve until told to end. What runs then goes on. Raises BorgPullError."""
@@ -113,9 +117,10 @@ class Service:
         path = self._policy.aio.socket
         try:
             os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+            # Who could change one could put a link in the socket's place.
+            check_directories(path, Trust(enforced=True, uid=os.geteuid()), own=True)
             listener = _bound(path)
-            os.chown(path, 0, self._account.gid)
-            os.chmod(path, 0o660)
+            os.lchown(path, 0, self._account.gid)
             listener.listen(_BACKLOG)
         except OSError as error:
             raise SystemRefusedError.because(f"cannot listen on {path}", error) from error
@@ -128,16 +133,23 @@ class Service:
             self._say(f"a connection is lost: {error.strerror}")
             return
         with connection:
-            if len(self._children) >= MAX_CONNECTIONS:
-                busy = end_line(BusyError.exit_code, "the companion is busy", "try again later")
-                connection.setblocking(False)
-                with contextlib.suppress(OSError):
-                    connection.send(busy)
-                return
-            self._fork(lambda: self._serve(connection), listener)
+            # Before it costs a process or a place: who may not ask can connect without end.
+            try:
+                identity.check(connection, self._account.uid)
+                if len(self._children) >= MAX_CONNECTIONS:
+                    raise BusyError("the companion is busy", "try again later")
+                self._fork(lambda: self._serve(connection), listener)
+            except NotAllowedError as error:
+                self._refusals.say(f"refused: {error.line()}")
+                _end_at_once(connection, error)
+            except BorgPullError as error:
+                _end_at_once(connection, error)
+            except OSError as error:
+                self._say(f"a connection is lost: {error.strerror}")
 
     def _settle(self, listener: socket.socket) -> None:
         """Finish what a run has left that was killed, or has a target still to be put back."""
+        self._refusals.catch_up()
         if self._settler is not None:
             return
         try:
@@ -145,10 +157,9 @@ class Service:
             journal = Journal(policy.aio.state_dir)
             if journal.read() is None or journal.is_held():
                 return
+            self._settler = self._fork(lambda: self._settle_in_child(policy), listener)
         except BorgPullError as error:
             self._say(error.line())
-            return
-        self._settler = self._fork(lambda: self._settle_in_child(policy), listener)
 
     def _settle_in_child(self, policy: AioPolicy) -> None:
         try:
@@ -158,7 +169,12 @@ class Service:
             self._say(f"what an earlier run has left: {error.line()}")
 
     def _fork(self, work: Callable[[], None], listener: socket.socket) -> int:
-        child = os.fork()
+        """Raises BusyError when there is no room for one more process."""
+        try:
+            child = os.fork()
+        except OSError as error:
+            self._say(f"no process for a request: {error.strerror}")
+            raise BusyError("the companion's host has no room", "try again later") from error
         if child:
             self._children.add(child)
             return child
@@ -185,7 +201,6 @@ class Service:
     def _serve(self, connection: socket.socket) -> None:
         """Answer one request. In a process of its own, which ends with this."""
         try:
-            self._check_identity(connection)
             answer = _Answer(self._config, connection)
             code, error, hint = answer.give(parse_request(_line(connection, REQUEST_SECONDS)))
         except BrokenPipeError:
@@ -204,21 +219,43 @@ class Service:
         with contextlib.suppress(OSError):
             connection.sendall(end_line(code, error, hint))
 
-    def _check_identity(self, connection: socket.socket) -> None:
-        try:
-            identity.check(connection, self._account.uid)
-        except NotAllowedError:
-            # One that has not written yet would learn of its refusal by a broken pipe alone.
-            with contextlib.suppress(RequestError, OSError):
-                _line(connection, REFUSED_SECONDS)
-            raise
+
+def _end_at_once(connection: socket.socket, error: BorgPullError) -> None:
+    """Tell it without waiting for anything of the peer's."""
+    connection.setblocking(False)
+    with contextlib.suppress(OSError):
+        connection.send(end_line(error.exit_code, error.message, error.hint))
+
+
+class _Sparing:
+    """Says one line a second at most, and how many more there were."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._said = 0.0
+        self._kept_back = 0
+
+    def say(self, line: str) -> None:
+        """Say it, or count it."""
+        if time.monotonic() - self._said < 1:
+            self._kept_back += 1
+            return
+        self.catch_up()
+        self._said = time.monotonic()
+        self._say(line)
+
+    def catch_up(self) -> None:
+        """Say how many there were."""
+        if self._kept_back:
+            self._say(f"refused: {self._kept_back} more")
+            self._kept_back = 0
 
 
 def _bound(path: str) -> socket.socket:
     """A socket at ``path``, in place of one that nobody listens on any more. Raises OSError,
     BusyError when somebody does."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    mask = os.umask(0o177)
+    mask = os.umask(0o117)
     try:
         try:
             listener.bind(path)
@@ -308,6 +345,13 @@ class _Answer:
             # Nobody reads any more; what runs goes on.
             raise BrokenPipeError from error
 
+    def _wait_for_more(self, seconds: float) -> None:
+        """Raises BrokenPipeError when the peer is gone; nothing may be sent to it for hours."""
+        poll = select.poll()
+        poll.register(self._connection, 0)
+        if poll.poll(seconds * 1000):
+            raise BrokenPipeError
+
     def _one(self, fields: Mapping[str, JSONValue]) -> End:
         self._send(fields)
         return BORG_SUCCESS, None, None
@@ -319,26 +363,29 @@ class _Answer:
             plan = plan_of_target(policy.targets[str(ask.target)], check=ask.check)
         wanted = Wanted(plan=plan, action=ask.action, target=ask.target, common=_common(ask))
         runs = Runs(policy)
+        place = None if ask.detach else Place(policy.aio.state_dir, ask.client)
+
+        def leave() -> None:
+            self._connection.close()
+            if place is not None:
+                place.close()
+
         try:
-            job = runs.start(wanted, self._connection.close)
+            job = runs.start(wanted, leave)
         except BusyWithError as error:
             self._send({"type": "busy", "job_id": error.job})
             raise
         self._send({"type": "job", "job_id": job, **wanted.told(), "status": "started"})
-        if ask.detach:
-            return BORG_SUCCESS, None, None
-        return self._follow(runs, job, 1, follow=True)
+        return (BORG_SUCCESS, None, None) if ask.detach else self._follow(runs, job, 1)
 
-    def _follow(self, runs: Runs, job: str, start: int, *, follow: bool) -> End:
-        alive = (lambda: runs.is_alive(job)) if follow else None
-        for event in runs.jobs.events(job, start, follow=alive):
+    def _follow(self, runs: Runs, job: str, start: int) -> End:
+        alive = partial(runs.is_alive, job)
+        for event in runs.jobs.events(job, start, follow=alive, pause=self._wait_for_more):
             self._send(event)
-        if not follow:
-            return BORG_SUCCESS, None, None
         head = runs.jobs.head(job)
         if head is None or head["status"] != "finished":
             return BORG_ERROR, "the run was killed", "its end will be told by job"
-        return int(head["exit"]), head["error"], None
+        return int(head["exit"]), head["error"], head["hint"]
 
     def _jobs(self, policy: AioPolicy, ask: Ask) -> End:
         runs = Runs(policy)
@@ -357,9 +404,14 @@ class _Answer:
         runs = Runs(policy)
         head = self._head(policy, ask, runs)
         self._send(head)
-        if not ask.follow and ask.start == 1:
-            return BORG_SUCCESS, None, None
-        return self._follow(runs, str(ask.job), ask.start, follow=ask.follow)
+        job = str(ask.job)
+        if ask.follow:
+            with contextlib.closing(Place(policy.aio.state_dir, ask.client)):
+                return self._follow(runs, job, ask.start)
+        if ask.start != 1:
+            for event in runs.jobs.events(job, ask.start):
+                self._send(event)
+        return BORG_SUCCESS, None, None
 
     def _head(self, policy: AioPolicy, ask: Ask, runs: Runs) -> dict[str, Any]:
         head = runs.jobs.head(str(ask.job))

@@ -67,8 +67,11 @@ def ask(path: str, what: Ask, watch: int, *, is_stream: bool) -> Answer:
             # Else whoever took the name could say that all is well.
             if listener_of(connection).uid != 0:
                 raise SocketError(f"the socket {path} is not the companion's", hint)
-            # It fits the buffer of a new connection.
-            connection.sendall(request_line(what))
+            # It fits the buffer of a new connection. One that is refused is told before it asks.
+            try:  # noqa: SIM105 - contextlib takes long to import
+                connection.sendall(request_line(what))
+            except BrokenPipeError:
+                pass
         except OSError as error:
             reason = error.strerror or "it does not answer"
             raise SocketError(f"no companion at {path}: {reason}", hint) from error

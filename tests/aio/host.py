@@ -25,8 +25,11 @@ _ASK = """
 import socket, sys
 s = socket.socket(socket.AF_UNIX)
 s.connect(sys.argv[1])
-s.sendall(sys.argv[2].encode() + b"\\n")
-s.shutdown(socket.SHUT_WR)
+try:
+    s.sendall(sys.argv[2].encode() + b"\\n")
+    s.shutdown(socket.SHUT_WR)
+except OSError:
+    pass  # refused already, which can still be read
 while True:
     data = s.recv(65536)
     if not data:
@@ -168,6 +171,11 @@ aio_targets = ["second"]
         code = self._service.wait(timeout=10)
         self._service = None
         return code
+
+    @property
+    def service(self) -> int | None:
+        """Its process."""
+        return None if self._service is None else self._service.pid
 
     def said(self) -> str:
         """The service's log."""

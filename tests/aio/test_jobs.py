@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,24 @@ def test_size_is_bounded_and_the_result_is_kept(
     head = jobs.head(job)
     assert head is not None
     assert (head["status"], head["error"]) == ("finished", "e")
+
+
+def test_a_long_one_is_read_line_by_line(state: Path) -> None:
+    """One process reads for each request that follows, and there may be many."""
+    jobs, job = Jobs(str(state), keep=3, keep_days=10), new_session()
+    events = jobs.create(job, {"client": None})
+    for _ in range(3000):
+        events.output("stderr", "x" * 2000)
+    events.close()
+    assert (state / f"jobs/{job}.jsonl").stat().st_size > 6_000_000
+    tracemalloc.start()
+    try:
+        assert list(jobs.events(job, 10**6)) == []
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 1_000_000
+    assert sum(1 for _ in jobs.events(job, 1)) == 3000
 
 
 def test_torn_line(state: Path) -> None:

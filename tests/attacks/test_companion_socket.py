@@ -14,7 +14,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,10 @@ def asked(path: Path, request: str, client: str = "boss") -> list[dict[str, Any]
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(20)
         connection.connect(str(path))
-        connection.sendall(json.dumps(fields).encode() + b"\n")
         try:
+            # Who is refused is told so before that.
+            with suppress(BrokenPipeError):
+                connection.sendall(json.dumps(fields).encode() + b"\n")
             while block := connection.recv(65536):
                 answer += block
         except ConnectionResetError:

@@ -50,7 +50,7 @@ def look(
 def _look_at_shell(findings: Findings, name: str, shell: str) -> None:
     shell = shell or "/bin/sh"
     remedy = f"usermod --shell /bin/sh {name}"
-    if not os.path.isfile(shell) or not os.access(shell, os.X_OK):
+    if not os.path.isfile(shell) or not os.access(shell, os.X_OK, effective_ids=True):
         findings.wrong(
             "error",
             "account.shell",

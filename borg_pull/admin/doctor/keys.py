@@ -255,7 +255,7 @@ class _Keys:
             self._refused(path, error, write, is_only=is_only)
             return write
         with accounts.acting_as(self._account):
-            is_readable = os.access(path, os.R_OK)
+            is_readable = os.access(path, os.R_OK, effective_ids=True)
         if is_readable:
             self._findings.ok("keys.file", path, "is root's, and sshd can read it")
         else:

@@ -186,7 +186,7 @@ def _look_at_log(findings: Findings, account: accounts.Account | None, log: str)
     verify = shlex.join([program_beside("borg-pull-admin"), "audit", "verify", "--rotated", log])
     if not os.path.lexists(log):
         directory = os.path.dirname(log)
-        if os.access(directory, os.X_OK):
+        if os.access(directory, os.X_OK, effective_ids=True):
             findings.ok("audit.head", log, "has no record yet")
         elif os.geteuid() == 0:
             remedy = _making(account, directory, "runtime.home or audit.file")
