@@ -4,7 +4,8 @@ A borg that has been taken over runs as the account of the forced command, which
 tells them apart the kernel says: every borg of ours has been denied new privileges for good
 (no_new_privs, inherited and never taken back), the forced command itself has not. Nor has sshd's
 process of a session, which connects for a client where ssh -L of a socket is let through: so what
-asks must be the forced command's program, too, which no process can pretend to be.
+asks must be the forced command's program, too. A process of the account that is not confined could
+start that by itself; nothing of the account is to run but forced commands.
 """
 
 from __future__ import annotations
