@@ -143,18 +143,28 @@ class Ledger:
         self._reserve = path.with_suffix(".reserve")
         with self._faults():
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._database = sqlite3.connect(
-                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
             self._one_at_a_time = threading.Lock()
             try:
-                self._use_wal()
-                # A power cut may not take a finished run back.
-                self._database.execute("PRAGMA synchronous = FULL")
-                self._migrate()
-            except BaseException:
-                self._database.close()
-                raise
+                self._database = self._opened()
+            except sqlite3.OperationalError as error:
+                # Even to be read it takes some pages, and what happened must be known then, too.
+                if _is_busy(error) or not self._give_room(keep=RESERVE_BYTES // 2):
+                    raise
+                self._database = self._opened()
+
+    def _opened(self) -> sqlite3.Connection:
+        database = sqlite3.connect(
+            self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            _use_wal(database)
+            # A power cut may not take a finished run back.
+            database.execute("PRAGMA synchronous = FULL")
+            self._migrate(database)
+        except BaseException:
+            database.close()
+            raise
+        return database
 
     def close(self) -> None:
         """Close it."""
@@ -368,8 +378,8 @@ class Ledger:
         else:
             self._write("INSERT OR REPLACE INTO state (key, value) VALUES (?, ?)", (key, value))
 
-    def _migrate(self) -> None:
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+    def _migrate(self, database: sqlite3.Connection) -> None:
+        (version,) = database.execute("PRAGMA user_version").fetchone()
         if version > len(MIGRATIONS):
             raise SystemRefusedError(
                 f"{self._path} is of a newer borg-pull (version {version} of its schema)",
@@ -377,27 +387,14 @@ class Ledger:
             )
         if version == len(MIGRATIONS):
             return
-        self._database.execute("BEGIN IMMEDIATE")
+        database.execute("BEGIN IMMEDIATE")
         # Another process may have been first.
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        (version,) = database.execute("PRAGMA user_version").fetchone()
         for migration in MIGRATIONS[version:]:
             for statement in migration.split(";"):
-                self._database.execute(statement)
-        self._database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        self._database.execute("COMMIT")
-
-    def _use_wal(self) -> None:
-        """Switch to WAL mode, for which SQLite itself does not wait for others."""
-        give_up_at = time.monotonic() + BUSY_SECONDS
-        while True:
-            try:
-                self._database.execute("PRAGMA journal_mode = WAL")
-            except sqlite3.OperationalError as error:
-                if not _is_busy(error) or time.monotonic() >= give_up_at:
-                    raise
-                time.sleep(BUSY_PAUSE)
-            else:
-                return
+                database.execute(statement)
+        database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        database.execute("COMMIT")
 
     def _set_room_aside(self) -> None:
         with self._faults():
@@ -406,6 +403,16 @@ class Ledger:
                 os.posix_fallocate(reserve, 0, RESERVE_BYTES)
             finally:
                 os.close(reserve)
+
+    def _give_room(self, *, keep: int) -> bool:
+        """Take from what was set aside, if it holds more than ``keep`` bytes; whether it did."""
+        try:
+            if os.stat(self._reserve).st_size <= keep:
+                return False
+            os.truncate(self._reserve, keep)
+        except OSError:
+            return False
+        return True
 
     def _write(
         self, statement: str, values: Sequence[Any], *, from_reserve: bool = False
@@ -416,8 +423,7 @@ class Ledger:
             except sqlite3.OperationalError as error:
                 if not from_reserve or _is_busy(error):
                     raise
-                with contextlib.suppress(FileNotFoundError):
-                    os.truncate(self._reserve, 0)
+                self._give_room(keep=0)
                 return self._database.execute(statement, values).lastrowid
 
     def _rows(self, statement: str, values: Sequence[Any]) -> list[Any]:
@@ -451,6 +457,20 @@ class Ledger:
         ):
             return SHORTAGES[errno.ENOSPC]
         return "look at its disk, owner and mode"
+
+
+def _use_wal(database: sqlite3.Connection) -> None:
+    """Switch to WAL mode, for which SQLite itself does not wait for others."""
+    give_up_at = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error) or time.monotonic() >= give_up_at:
+                raise
+            time.sleep(BUSY_PAUSE)
+        else:
+            return
 
 
 def is_damage(error: sqlite3.Error) -> bool:
