@@ -13,7 +13,6 @@ up under way costs no outcome.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
