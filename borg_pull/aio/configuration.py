@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import stat
@@ -150,7 +151,9 @@ class AioConfiguration:
         if len(text) > _MAX_BYTES:
             raise ConfigurationError(f"{self.path} is larger than {_MAX_BYTES} bytes")
         try:
-            values = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
+            values = json.loads(
+                text.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite
+            )
         except (ValueError, RecursionError) as error:
             raise _HalfWrittenError(
                 f"{self.path} is not JSON", "AIO may be writing it; else restore it from a backup"
@@ -165,8 +168,13 @@ class AioConfiguration:
         for key in TARGET_KEYS:
             if key not in wanted:
                 values.pop(key, None)
-        # As AIO writes it, so that a comparison of two versions shows what differs.
-        text = json.dumps(values, indent=4, allow_nan=False).encode("ascii")
+        try:
+            # As AIO writes it, so that a comparison of two versions shows what differs.
+            text = json.dumps(values, indent=4, allow_nan=False).encode("ascii")
+        except (ValueError, RecursionError) as error:
+            raise ConfigurationError(f"{self.path} cannot be written again: {error}") from error
+        if len(text) > _MAX_BYTES:
+            raise ConfigurationError(f"{self.path} would become larger than {_MAX_BYTES} bytes")
         draft = f"{_DRAFT}{secrets.token_hex(8)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -210,6 +218,14 @@ class AioConfiguration:
 
 def _version(status: os.stat_result) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _finite(text: str) -> float:
+    """A number too large for one becomes infinite, which JSON has no word for."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:20]} is too large")
+    return value
 
 
 def _refuse_constant(name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +29,11 @@ SECONDS = 30  # for one answer of the engine, which is slow while it removes ima
 _SCHEMES = ("unix://", "tcp://", "http://", "https://")
 _MAX_LOG_BYTES = 1 << 20
 _FORBIDDEN = 403
+# What is raised by an answer that is none of an engine's, by us and by the library.
+_ODD = (
+    *(KeyError, IndexError, TypeError, ValueError, AttributeError),
+    *(RecursionError, OverflowError, struct.error),
+)
 _NEVER = "0001-01-01T00:00:00Z"  # Go's zero time
 
 # What the backup container's environment may be asked for. The rest has passwords.
@@ -90,31 +96,33 @@ class Engine:
 
     def running(self) -> list[str]:
         """Names of the containers that run."""
-        listed = self._call("list containers", lambda client: client.containers())
-        return sorted(name.lstrip("/") for entry in listed for name in entry["Names"][:1])
+        return sorted(self._call("list containers", lambda client: _names(client.containers())))
 
     def named(self, prefix: str) -> list[str]:
         """Names of all containers that begin with ``prefix``, running or not."""
-        listed = self._call("list containers", lambda client: client.containers(all=True))
-        names = [name.lstrip("/") for entry in listed for name in entry["Names"][:1]]
+        names = self._call("list containers", lambda client: _names(client.containers(all=True)))
         return sorted(name for name in names if name.startswith(prefix))
 
     def inspect(self, name: str) -> Container | None:
         """The container of that name, None when there is none."""
-        found = self._call(
-            f"inspect {name}", lambda client: client.inspect_container(name), missing=None
+        found: Container | None = self._call(
+            f"inspect {name}",
+            lambda client: _container(client.inspect_container(name)),
+            missing=None,
         )
-        return None if found is None else _container(found)
+        return found
 
     def start(self, container: str, command: list[str], environment: Mapping[str, str]) -> str:
         """Have ``command`` ready to run inside ``container``; its id."""
-        made = self._call(
+        made: str = self._call(
             f"exec in {container}",
-            lambda client: client.exec_create(
-                container, command, environment=dict(environment), stdin=False, tty=False
+            lambda client: _text(
+                client.exec_create(
+                    container, command, environment=dict(environment), stdin=False, tty=False
+                )["Id"]
             ),
         )
-        return str(made["Id"])
+        return made
 
     def stream(self, program: str) -> Iterator[tuple[Origin, bytes]]:
         """Start what `start` has made ready and hand out what it writes, until it ends.
@@ -124,7 +132,7 @@ class Engine:
         frames = self._call(
             "start exec", lambda client: client.exec_start(program, stream=True, demux=True)
         )
-        with contextlib.suppress(requests.RequestException, OSError):
+        with contextlib.suppress(requests.RequestException, OSError, *_ODD):
             for out, err in frames:
                 if out:
                     yield "stdout", out
@@ -142,18 +150,18 @@ class Engine:
             lambda client: client.logs(container, since=int(since), stream=True),
             missing=(),
         )
-        with contextlib.suppress(requests.RequestException, OSError):
+        with contextlib.suppress(requests.RequestException, OSError, *_ODD):
             for chunk in chunks:
                 yield "stdout", chunk
 
     def exec_state(self, program: str) -> ExecState | None:
         """How that program is; None when its container, and with it all trace of it, is gone."""
-        found = self._call(
-            "inspect exec", lambda client: client.exec_inspect(program), missing=None
+        found: ExecState | None = self._call(
+            "inspect exec",
+            lambda client: _exec_state(client.exec_inspect(program)),
+            missing=None,
         )
-        if found is None:
-            return None
-        return ExecState(running=bool(found["Running"]), exit_code=found["ExitCode"])
+        return found
 
     def logs(
         self, container: str, *, since: float, stderr: bool = True, tail: int = 1000
@@ -187,6 +195,12 @@ class Engine:
                 f"engine: {self.address} does not answer: {_cause(error)}",
                 "is the engine running, and engine or DOCKER_HOST its address?",
             ) from error
+        except _ODD as error:
+            raise EngineError(
+                f"engine: cannot {what}: {self.address} gives no answer of an engine's: "
+                f"{type(error).__name__}",
+                "is engine or DOCKER_HOST the address of a container engine?",
+            ) from error
 
     def _forbidden(self, what: str) -> EngineError:
         return EngineError(
@@ -216,23 +230,49 @@ def _client(settings: dict[str, Any], version: str) -> Any:
     return client
 
 
-def _container(found: Mapping[str, Any]) -> Container:
+def _names(listed: Any) -> list[str]:
+    return [_text(name).lstrip("/") for entry in listed for name in entry["Names"][:1]]
+
+
+def _exec_state(found: Any) -> ExecState:
+    return ExecState(running=_truth(found["Running"]), exit_code=_code(found["ExitCode"]))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _code(value: object) -> int | None:
+    if value is not None and not isinstance(value, int):
+        raise TypeError
+    return value
+
+
+def _container(found: Any) -> Container:
     state = found["State"]
-    running = bool(state["Running"])
+    running = _truth(state["Running"])
     started_at, finished_at = _seconds(state["StartedAt"]), _seconds(state["FinishedAt"])
     environment = dict(
-        entry.partition("=")[::2] for entry in found["Config"].get("Env") or () if "=" in entry
+        _text(entry).partition("=")[::2] for entry in found["Config"].get("Env") or ()
     )
     return Container(
-        id=found["Id"],
-        name=found["Name"].lstrip("/"),
-        status=state["Status"],
+        id=_text(found["Id"]),
+        name=_text(found["Name"]).lstrip("/"),
+        status=_text(state["Status"]),
         running=running,
         started_at=started_at,
         finished_at=None if running else finished_at,
-        exit_code=None if running or started_at is None else state["ExitCode"],
+        exit_code=None if running or started_at is None else _code(state["ExitCode"]),
         out_of_memory=bool(state.get("OOMKilled")),
-        health=(state.get("Health") or {}).get("Status") or None,
+        health=_text((state.get("Health") or {}).get("Status") or "") or None,
         told={name: environment[name] for name in _TOLD if name in environment},
     )
 

@@ -626,11 +626,14 @@ class Flow:
         """``outcome``, once the previous target is back, if that was asked for."""
         if self._previous is None or not self._plan.restore_after:
             return outcome
-        self._enter_anyway("restore-target")
-        if self._began and is_unread(self._engine, self._settings, self._began):
-            later = "AIO's previous target is put back once its script has ended"
-            return replace(_worse(outcome, later), is_settled=False)
-        return restored(outcome, self._configuration, self._previous, self._target)
+        try:
+            self._enter_anyway("restore-target")
+            if self._began and is_unread(self._engine, self._settings, self._began):
+                later = "AIO's previous target is put back once its script has ended"
+                return replace(_worse(outcome, later), is_settled=False)
+            return restored(outcome, self._configuration, self._previous, self._target)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the target still waits
+            return waiting(outcome, self._previous, error)
 
     def _check_cancelled(self) -> None:
         who = self._cancelled_by()
@@ -646,16 +649,24 @@ class Flow:
 def restored(
     outcome: Outcome, configuration: AioConfiguration, previous: TargetKeys, ours: TargetKeys
 ) -> Outcome:
-    """``outcome``, once ``previous`` is AIO's target again; what is not ``ours`` stays."""
-    try:
-        if configuration.replace_target(ours, previous):
-            return replace(outcome, target_restored=True)
-        if is_same(configuration.read().target, previous):
-            return replace(outcome, target_restored=True)
-        error = "AIO's target was changed by somebody else, and stays as it is"
-    except BorgPullError as fault:
-        error = f"AIO's previous target {shown(previous)} is not put back: {fault.message}"
-    return _worse(replace(outcome, target_restored=False), error)
+    """``outcome``, once ``previous`` is AIO's target again; what is not ``ours`` stays. Raises
+    BorgPullError when neither can be told or done: then it is to be tried again."""
+    settled = replace(outcome, is_settled=True)
+    if configuration.replace_target(ours, previous) or is_same(
+        configuration.read().target, previous
+    ):
+        return replace(settled, target_restored=True)
+    error = "AIO's target was changed by somebody else, and stays as it is"
+    return _worse(replace(settled, target_restored=False), error)
+
+
+def waiting(outcome: Outcome, previous: TargetKeys, error: Exception) -> Outcome:
+    """``outcome`` of a run whose ``previous`` target could not be put back, but will be."""
+    why = f"unexpected {type(error).__name__}: {error}"
+    if isinstance(error, BorgPullError):
+        why = error.message
+    waits = f"AIO's previous target {shown(previous)} is not put back yet: {why}"
+    return replace(_worse(outcome, waits), target_restored=None, is_settled=False)
 
 
 def _worse(outcome: Outcome, error: str) -> Outcome:

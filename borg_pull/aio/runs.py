@@ -24,6 +24,7 @@ from borg_pull.aio.flow import (
     is_unread,
     keys_of_target,
     restored,
+    waiting,
 )
 from borg_pull.aio.jobs import RESULT, Jobs
 from borg_pull.aio.journal import Journal, prepare
@@ -162,7 +163,7 @@ class Runs:
                 raise self._busy()
             self._settle()
             if self._journal.read() is not None:
-                raise self._busy()
+                raise self._left()
             engine = Engine(self._policy.aio.engine)
             job = new_session()
             entry: dict[str, Any] = {
@@ -209,6 +210,15 @@ class Runs:
         error = BusyWithError(
             f"another run of AIO is under way: job {job or 'that is about to begin'}",
             "try again when it has ended",
+        )
+        error.job = job
+        return error
+
+    def _left(self) -> BusyWithError:
+        job = self.under_way()
+        error = BusyWithError(
+            f"AIO's target from before job {job} is still to be put back, which is tried on and on",
+            "what is in the way is the error of that job",
         )
         error.job = job
         return error
@@ -299,11 +309,14 @@ class Runs:
         previous = entry.get("previous")
         if previous is None or not entry.get("restore"):
             return replace(outcome, is_settled=True)
-        aio = self._policy.aio
-        if "began" in entry and is_unread(Engine(aio.engine), aio, entry["began"]):
-            return replace(outcome, is_settled=False)
-        configuration = AioConfiguration(aio.configuration_file)
-        return replace(restored(outcome, configuration, previous, entry["ours"]), is_settled=True)
+        try:
+            aio = self._policy.aio
+            if "began" in entry and is_unread(Engine(aio.engine), aio, entry["began"]):
+                return replace(outcome, is_settled=False)
+            configuration = AioConfiguration(aio.configuration_file)
+            return restored(outcome, configuration, previous, entry["ours"])
+        except Exception as error:  # noqa: BLE001 - whatever it is, the target still waits
+            return waiting(outcome, previous, error)
 
 
 def set_target(policy: AioPolicy, target: Target, common: Mapping[str, Any]) -> None:

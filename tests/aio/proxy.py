@@ -6,6 +6,7 @@ import re
 import select
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 LIST = r"GET /containers/json"
@@ -14,11 +15,20 @@ LOGS = r"GET /containers/[^/]+/logs"
 EXEC = r"POST /containers/[^/]+/exec|POST /exec/[^/]+/start|GET /exec/[^/]+/json"
 
 
-class Proxy:
-    """Passes what one of ``permitted`` matches; ``calls`` has what was asked for."""
+Lie = Callable[[str, socket.socket], bool]
 
-    def __init__(self, path: Path, engine: Path, permitted: tuple[str, ...]) -> None:
+
+class Proxy:
+    """Passes what one of ``permitted`` matches; ``calls`` has what was asked for.
+
+    ``lie`` may answer a call in the engine's place, and says whether it has.
+    """
+
+    def __init__(
+        self, path: Path, engine: Path, permitted: tuple[str, ...], lie: Lie | None = None
+    ) -> None:
         self.address = f"unix://{path}"
+        self.lie = lie
         self.calls: list[str] = []
         self._engine = engine
         self._permitted = re.compile("|".join(permitted))
@@ -67,5 +77,16 @@ class Proxy:
                     if not self._permitted.fullmatch(call):
                         peer.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
                         continue
+                    if self.lie is not None and self.lie(call, peer):
+                        return
                     is_raw = call.endswith("/start")
                 engine.sendall(data)
+
+
+def answer(peer: socket.socket, body: bytes, status: str = "200 OK", *more: str) -> None:
+    """Answer a call with ``body``, and ``more`` lines of header."""
+    lines = (
+        *(f"HTTP/1.1 {status}", "Content-Type: application/json", "Api-Version: 1.41"),
+        *(f"Content-Length: {len(body)}", *more),
+    )
+    peer.sendall("\r\n".join((*lines, "", "")).encode("ascii") + body)

@@ -142,6 +142,8 @@ def test_whether_aio_is_set_up(place: Path, text: str, set_up: bool) -> None:
         ("[]", "is not a JSON object"),
         ("{", "is not JSON"),
         ('{"a": NaN}', "is not JSON"),
+        ('{"a": 1e999}', "is not JSON"),
+        ('{"a": -1e999}', "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         (" " * (5 << 20), "is larger than"),
     ],
@@ -151,6 +153,28 @@ def test_what_is_no_configuration(place: Path, text: str, fault: str) -> None:
     with pytest.raises(ConfigurationError, match=fault):
         the(place).replace_target(FIRST, SECOND)
     assert (place / "configuration.json").read_text() == text
+
+
+def test_numbers_that_end_where_doubles_do(place: Path) -> None:
+    """The largest is a number; what is larger is refused, and written by nobody."""
+    path = place / "configuration.json"
+    path.write_text('{"a": 1e308, "borg_backup_host_location": "/backup/first"}')
+    assert the(place).replace_target(FIRST, SECOND)
+    assert the(place).read().values["a"] == 1e308
+
+
+def test_what_would_grow_too_large_is_not_written(place: Path) -> None:
+    """Escaped as AIO writes it, it would be larger than what is read."""
+    path = place / "configuration.json"
+    text = json.dumps({"a": "é" * (1 << 20)} | FIRST, ensure_ascii=False)
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match="would become larger"):
+        the(place).replace_target(FIRST, SECOND)
+    assert path.read_text() == text
+    assert [entry.name for entry in place.iterdir()] == ["configuration.json"]
+    path.write_text(json.dumps({"a": "é" * (1 << 18)} | FIRST, ensure_ascii=False))
+    assert the(place).replace_target(FIRST, SECOND)
+    assert the(place).read().target == SECOND
 
 
 def _link_to_it(place: Path) -> Path:
