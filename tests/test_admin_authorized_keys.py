@@ -48,6 +48,18 @@ def test_one_line_a_key(config: Path) -> None:
     ]
 
 
+def test_a_role_without_borg_forwards_nothing(tmp_path: Path) -> None:
+    roles = ("read", "action", "backup", "admin")
+    clients = "".join(
+        f"[client.{role}]\nrole = '{role}'\nkeys = ['{public_key(number)}']\n"
+        for number, role in enumerate(roles, 1)
+    )
+    config = write(tmp_path / "config.toml", RUNTIME + clients)
+    lines = run("authorized-keys", config).stdout.splitlines()
+    options = [line.partition(",command=")[0] for line in lines]
+    assert options == ["restrict", "restrict", OPTIONS, OPTIONS]
+
+
 def test_the_configuration_is_named_from_the_root(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +333,22 @@ def test_sshd_asks_at_each_login(
     assert peer.pull("hello").exit == 255
     site.source.write_whitelist(clients)
     assert peer.pull("hello").exit == 0, "the control: it was the whitelist that kept it out"
+    peer.remove()
+
+
+@pytest.mark.needs_root
+def test_a_key_without_borg_leaves_no_socket(
+    installations: Installations, site: Site, asking: SshServer
+) -> None:
+    """Control: the key of a client that backs up does."""
+    peer = Peer(installations.workplace, asking, site.source, "vega", site.borg)
+    left = site.source.socket_dir / "left.sock"
+    forwarding = ("-R", f"{left}:{peer.directory}/nobody")
+    for role, code, is_left in (("action", 255, False), ("backup", 0, True)):
+        site.source.write_whitelist({"vega": {"keys": [peer.public_key], "role": role}})
+        assert peer.pull("actions").exit == 0, role
+        result = peer.start("actions", options=forwarding).wait()
+        assert (result.exit, left.exists()) == (code, is_left), result.errors
     peer.remove()
 
 

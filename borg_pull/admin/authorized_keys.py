@@ -16,6 +16,7 @@ from borg_pull.configuration_files import main_file
 from borg_pull.errors import ConfigurationError, RequestError, SystemRefusedError
 from borg_pull.output import put
 from borg_pull.replacing import replace
+from borg_pull.roles import NEEDS, ROLES
 from borg_pull.source.installation import program_beside
 from borg_pull.source.whitelist import ClientRules, load, public_key_blob
 from borg_pull.trust import Trust
@@ -35,12 +36,19 @@ Nowhere but below its Match: otherwise sshd asks for every account, and the keys
 """
 
 KEY_OPTIONS = 'restrict,port-forwarding,permitopen="localhost:1",permitlisten="localhost:1"'
-"""What a key may do besides its forced command.
+"""What a key may do besides its forced command, where borg is to reach its peer.
 
 ``port-forwarding`` is what ssh -R of a socket takes, and by itself allows every -L and -R. There
 is no word for none of them: so the one TCP port that may be asked for, either way, is one that
 nobody serves and no account can listen on. Unix sockets are then refused to -L, too.
 """
+
+
+def key_options(rules: ClientRules) -> str:
+    """The options of the lines of a client's keys: one whose role has no borg run forwards nothing,
+    and leaves no socket behind."""
+    has_borg = ROLES.index(rules.role) >= ROLES.index(NEEDS["create"].role)
+    return KEY_OPTIONS if has_borg else "restrict"
 
 
 @click.command("authorized-keys", epilog=_SSHD, short_help="Print the lines that let keys log in.")
@@ -63,7 +71,7 @@ def authorized_keys(
     """Print a line for authorized_keys for each key in the whitelist CONFIG.
 
     Each lets its key run the forced command for its client, whatever the client asks for, and
-    forward sockets.
+    forward sockets if its role takes that: read and action do not.
 
     Nothing but lines goes to standard output. When anything is wrong with the configuration,
     clients.d included, nothing is printed and the exit code is 78, upon which sshd accepts no
@@ -128,7 +136,8 @@ def _lines(
     command = forced_command(program, config, client)
     for key in rules.keys:
         if fingerprint is None or fingerprint == fingerprint_of(key):
-            yield b'%b,command="%b" %b' % (KEY_OPTIONS.encode(), command, key.encode("utf-8"))
+            options = key_options(rules).encode()
+            yield b'%b,command="%b" %b' % (options, command, key.encode("utf-8"))
 
 
 def forced_command(program: str, config: str, client: str) -> bytes:

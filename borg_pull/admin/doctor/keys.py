@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from borg_pull import accounts
-from borg_pull.admin.authorized_keys import KEY_OPTIONS, fingerprint_of, forced_command
+from borg_pull.admin.authorized_keys import fingerprint_of, forced_command, key_options
 from borg_pull.admin.doctor.sshd import Asked
 from borg_pull.errors import ConfigurationError
 from borg_pull.findings import Findings
@@ -139,7 +139,7 @@ class _Keys:
         self._admin = program_beside("borg-pull-admin")
         self._source = program_beside("borg-pull-source")
         self._expected = {
-            " ".join(key.split()[:2]): (client, self._options(client))
+            " ".join(key.split()[:2]): (client, self._options(client, rules))
             for client, rules in (clients or {}).items()
             for key in rules.keys
         }
@@ -149,9 +149,9 @@ class _Keys:
         self._is_all_known = True
         """Whether each line that sshd would find was seen."""
 
-    def _options(self, client: str) -> str:
+    def _options(self, client: str, rules: ClientRules) -> str:
         command = os.fsdecode(forced_command(self._source, self._config, client))
-        return f'{KEY_OPTIONS},command="{command}"'
+        return f'{key_options(rules)},command="{command}"'
 
     def look(self) -> None:
         effective = self._asked.effective
