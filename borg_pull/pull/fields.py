@@ -202,9 +202,9 @@ def name_fault(value: str) -> str | None:
 
 
 def _program(command: list[str]) -> list[str]:
-    if not command[0].startswith("/"):
+    if not command[0].startswith(("/", "~/")):
         raise ValueError("must begin with the absolute path of a program")
-    return command
+    return [os.path.expanduser(command[0]), *command[1:]]
 
 
 def _repository_path(path: Path) -> Path:

@@ -73,6 +73,7 @@ def test_no_message_becomes_part_of_a_command(found: list[Node]) -> None:
         (0, "made", NOBODY_TOLD),
         (1, "made, but", NOTIFY),
         (2, "failed", NOTIFY),
+        (69, "failed", NOTIFY),
         (75, "busy", NOTIFY),
         (77, "failed", NOTIFY),
         (255, "connection lost", NOTIFY),
@@ -84,9 +85,30 @@ def test_who_is_told_of_what(found: list[Node], code: int | None, name: str, tol
         if run["name"] == "run nightly --detach":
             continue
         node = after_exit(found, run, code)
-        if run["addpay"] and code in (255, None):
+        if run["addpay"] and code in (69, 255, None):
             assert node["type"] == "delay"
             continue
         assert node["name"] == name
         [[end]] = node["wires"]
         assert next(one for one in found if one["id"] == end)["name"] == told
+
+
+def test_a_lost_connection_is_taken_up_again_but_not_without_end(found: list[Node]) -> None:
+    by_id = {node["id"]: node for node in found}
+    by_name = {node.get("name"): node for node in found}
+    [[counts]] = by_name["after a minute, again"]["wires"]
+    [[decides]] = by_id[counts]["wires"]
+    assert by_id[counts]["rules"][0]["to"] == '$flowContext("vain") + 1'
+    assert by_id[decides]["property"] == (
+        '$flowContext("exit") = 69 ? "the verdict" : $flowContext("vain") < 60 ? "again" : "enough"'
+    )
+    went = [(rule.get("v"), by_id[wire]["name"]) for rule, [wire] in _outputs(by_id[decides])]
+    assert went == [("again", "from where"), ("enough", "given up"), (None, "failed")]
+    seen = {rule["p"]: rule["to"] for rule in by_name["seen up to here"]["rules"]}
+    assert seen == {"next": "payload.number + 1", "vain": "0", "exit": "payload.exit"}
+    begun = {rule["p"] for rule in by_name["forget the last job"]["rules"]}
+    assert begun == {"said", "job", *seen}
+
+
+def _outputs(switch: Node) -> list[tuple[Node, list[str]]]:
+    return list(zip(switch["rules"], switch["wires"], strict=True))

@@ -189,6 +189,18 @@ def test_a_hook_that_is_not_there(server: BackupServer) -> None:
     assert "hook before cannot be run: it is not there" in error
 
 
+def test_a_hook_of_the_home(
+    server: BackupServer, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(server.directory))
+    path = script("before", "exit 3")[0]
+    data = data_of(server)
+    server.repository()
+    server.job(paths=[data], hooks={"before": [f"~/{Path(path).relative_to(server.directory)}"]})
+    assert server.run() == "failure"
+    assert "hook before failed with 3" in str(ran(server).error)
+
+
 def test_a_stop_ends_before_at_once_and_after_still_runs(
     server: BackupServer, script: Script
 ) -> None:
