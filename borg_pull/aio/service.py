@@ -7,13 +7,15 @@ command can have the companion do nothing that the whitelist does not grant its 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import selectors
 import signal
 import socket
+import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS = 64
 REQUEST_SECONDS = 10.0
+LOST_SECONDS = 0.2
 SETTLE_SECONDS = 5
 ANSWER_SECONDS = 60  # that a peer may leave an answer unread
 _FIRST_PASSED = 3  # systemd's SD_LISTEN_FDS_START
@@ -73,7 +76,8 @@ class Service:
         self._children: set[int] = set()
         self._settler: int | None = None
         self._is_ending = False
-        self._refusals = _Sparing(say)
+        self._refusals = _Sparing(say, "refused")
+        self._losses = _Sparing(say, "connections lost")
 
     def run(self) -> None:
         """Serve until told to end. What runs then goes on. Raises BorgPullError."""
@@ -119,9 +123,10 @@ class Service:
             os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
             # Who could change one could put a link in the socket's place.
             check_directories(path, Trust(enforced=True, uid=os.geteuid()), own=True)
-            listener = _bound(path)
-            os.lchown(path, 0, self._account.gid)
-            listener.listen(_BACKLOG)
+            with _alone(os.path.dirname(path)):
+                listener = _bound(path)
+                os.lchown(path, 0, self._account.gid)
+                listener.listen(_BACKLOG)
         except OSError as error:
             raise SystemRefusedError.because(f"cannot listen on {path}", error) from error
         return listener, True
@@ -130,7 +135,9 @@ class Service:
         try:
             connection, _ = listener.accept()
         except OSError as error:
-            self._say(f"a connection is lost: {error.strerror}")
+            # Without descriptors it would wait there still, and this be said without end.
+            self._losses.say(f"a connection is lost: {error.strerror}")
+            time.sleep(LOST_SECONDS)
             return
         with connection:
             # Before it costs a process or a place: who may not ask can connect without end.
@@ -145,11 +152,12 @@ class Service:
             except BorgPullError as error:
                 _end_at_once(connection, error)
             except OSError as error:
-                self._say(f"a connection is lost: {error.strerror}")
+                self._losses.say(f"a connection is lost: {error.strerror}")
 
     def _settle(self, listener: socket.socket) -> None:
         """Finish what a run has left that was killed, or has a target still to be put back."""
         self._refusals.catch_up()
+        self._losses.catch_up()
         if self._settler is not None:
             return
         try:
@@ -160,6 +168,8 @@ class Service:
             self._settler = self._fork(lambda: self._settle_in_child(policy), listener)
         except BorgPullError as error:
             self._say(error.line())
+        except Exception as error:  # noqa: BLE001 - what cannot be settled keeps nobody from asking
+            self._say(f"unexpected {type(error).__name__}: {error}")
 
     def _settle_in_child(self, policy: AioPolicy) -> None:
         try:
@@ -230,8 +240,9 @@ def _end_at_once(connection: socket.socket, error: BorgPullError) -> None:
 class _Sparing:
     """Says one line a second at most, and how many more there were."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], what: str) -> None:
         self._say = say
+        self._what = what
         self._said = 0.0
         self._kept_back = 0
 
@@ -247,8 +258,19 @@ class _Sparing:
     def catch_up(self) -> None:
         """Say how many there were."""
         if self._kept_back:
-            self._say(f"refused: {self._kept_back} more")
+            self._say(f"{self._what}: {self._kept_back} more")
             self._kept_back = 0
+
+
+@contextlib.contextmanager
+def _alone(directory: str) -> Iterator[None]:
+    """One companion at a time looks for another one, and takes the place of one that is gone."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _bound(path: str) -> socket.socket:
@@ -260,6 +282,8 @@ def _bound(path: str) -> socket.socket:
         try:
             listener.bind(path)
         except OSError:
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
                 try:
                     other.connect(path)

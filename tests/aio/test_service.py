@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 from typing import Any
@@ -335,6 +336,64 @@ def test_another_service_is_not_displaced(host: Host) -> None:
     second = host.run("serve")
     assert (second.returncode, "another companion listens" in second.stderr) == (75, True)
     assert host.ask("aio-status").exit == 0
+
+
+def test_file_in_the_sockets_place_stays(host: Host) -> None:
+    host.socket.parent.mkdir()
+    host.socket.write_text("precious")
+    refused = host.run("serve")
+    assert (refused.returncode, "cannot listen on" in refused.stderr) == (71, True)
+    assert host.socket.read_text() == "precious"
+    host.socket.unlink()
+    host.start()
+    assert host.ask("aio-status").exit == 0
+
+
+def test_two_that_start_over_the_socket_of_one_that_is_gone(host: Host) -> None:
+    host.start()
+    host.stop(signal.SIGKILL)
+    assert host.socket.exists()
+    both = [
+        subprocess.Popen(host.command("serve"), cwd=PROJECT, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    try:
+        until(lambda: any(one.poll() is not None for one in both), seconds=30, what="one's end")
+        (ended,) = [one for one in both if one.poll() is not None]
+        assert ended.returncode == 75
+        assert host.ask("aio-status").exit == 0
+    finally:
+        for one in both:
+            one.kill()
+            one.communicate()
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"version": 1}', "{"])
+def test_journal_that_says_nothing_does_not_end_the_service(host: Host, content: str) -> None:
+    host.start()
+    host.stop()
+    (host.state / "journal.json").write_text(content)
+    host.start()
+    until(lambda: len(host.said().splitlines()) > 2, seconds=20, what="what it says of it")
+    assert host.ask("target-show").exit == 0
+    refused = host.ask("run", action="nightly")
+    assert refused.exit in (70, 75, 78)
+    assert host.records("action_start") == []
+    (host.state / "journal.json").unlink()
+    assert host.ask("run", action="nightly", detach=False).exit == 0
+
+
+def test_without_descriptors_it_says_so_and_waits(host: Host) -> None:
+    host.start()
+    assert host.service is not None
+    _, hard = resource.prlimit(host.service, resource.RLIMIT_NOFILE)
+    resource.prlimit(host.service, resource.RLIMIT_NOFILE, (6, hard))
+    waiting = host.asking("target-show")
+    until(lambda: "a connection is lost" in host.said(), seconds=20, what="what it says of it")
+    assert len(host.said()) < 10_000
+    resource.prlimit(host.service, resource.RLIMIT_NOFILE, (1024, hard))
+    out, _ = waiting.communicate(timeout=30)
+    assert json.loads(out.splitlines()[-1])["exit"] == 0
 
 
 def test_socket_of_systemd(host: Host) -> None:
