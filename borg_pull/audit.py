@@ -23,7 +23,7 @@ from borg_pull.trust import is_at, open_past_socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     JSONValue = None | bool | int | float | str | Sequence["JSONValue"] | Mapping[str, "JSONValue"]
 
@@ -135,21 +135,12 @@ class AuditLog:
             return False
         except OSError as error:
             raise _refused(error, self._path) from error
-        # Of a record's own making up to here, and so of nobody else's.
-        marks = f',"event":{_text(event)},"seq":'.encode(), f',"session":{_text(session)},'.encode()
-        rest = b""
         try:
-            while block := os.read(descriptor, _BLOCK):
-                *lines, rest = (rest + block).split(b"\n")
-                for line in lines:
-                    if all(mark in line[:_HEAD_BYTES] for mark in marks):
-                        return True
-                rest = rest[:_HEAD_BYTES]
+            return is_among(lambda size: os.read(descriptor, size), event, session)
         except OSError as error:
             raise _refused(error, self._path) from error
         finally:
             os.close(descriptor)
-        return False
 
     def _append(self, log: int, chain: int, remembered: Head | None, body: tuple[str, str]) -> str:
         size = os.fstat(log).st_size
@@ -179,6 +170,20 @@ class AuditLog:
         if self._sync:
             os.fdatasync(chain)
         return written.hash
+
+
+def is_among(read: Callable[[int], bytes], event: str, session: str) -> bool:
+    """Whether the lines that ``read`` hands out have this record."""
+    # Of a record's own making up to here, and so of nobody else's.
+    marks = f',"event":{_text(event)},"seq":'.encode(), f',"session":{_text(session)},'.encode()
+    rest = b""
+    while block := read(_BLOCK):
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            if all(mark in line[:_HEAD_BYTES] for mark in marks):
+                return True
+        rest = rest[:_HEAD_BYTES]
+    return False
 
 
 def sidecar_of(path: str) -> str:

@@ -50,21 +50,33 @@ class Jobs:
             descriptor = os.open(path, flags, 0o600)
             os.write(descriptor, f"{encode(line)}\n".encode("ascii"))
         except OSError as error:
+            self.remove(job)
             raise SystemRefusedError.because(f"{path} cannot be written", error) from error
         return Events(descriptor, job, number=0, size=0)
 
     def resume(self, job: str) -> Events:
-        """The events of a job whose run was killed. Raises SystemRefusedError."""
+        """The events of a job whose run was killed: where its file cannot be written, they are
+        lost, and the run's end comes all the same."""
         path = self._path(job)
-        try:
+        content = b""
+        descriptor = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):
             content = _read(path)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            if content and not content.endswith(b"\n"):
-                os.write(descriptor, b"\n")
-        except OSError as error:
-            raise SystemRefusedError.because(f"{path} cannot be written", error) from error
+            found = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            try:
+                if content and not content.endswith(b"\n"):
+                    os.write(found, b"\n")
+                os.dup2(found, descriptor, inheritable=False)
+            finally:
+                os.close(found)
         numbers = [event["number"] for event in _parsed(content) if "number" in event]
         return Events(descriptor, job, number=max(numbers, default=0), size=len(content))
+
+    def remove(self, job: str) -> None:
+        """Have no such job any more."""
+        for suffix in (_SUFFIX, ".cancel"):
+            with contextlib.suppress(OSError):
+                os.unlink(self._path(job, suffix))
 
     def head(self, job: str) -> dict[str, Any] | None:
         """What the job is and how it stands; None when there is none of that id."""
@@ -163,9 +175,7 @@ class Jobs:
         oldest = time.time() - self._keep_days * _DAY
         for place, (written, job) in enumerate(ages):
             if place >= keep or written < oldest:
-                for suffix in (_SUFFIX, ".cancel"):
-                    with contextlib.suppress(OSError):
-                        os.unlink(self._path(job, suffix))
+                self.remove(job)
 
 
 class Events:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from borg_pull.aio.configuration import AioConfiguration, shown
+from borg_pull.aio.configuration import AioConfiguration, is_same, shown
 from borg_pull.aio.engine import Engine
 from borg_pull.aio.flow import (
     Flow,
@@ -33,6 +33,7 @@ from borg_pull.aio.trail import COMPLETE, START, ActionTrail
 from borg_pull.audit import new_session
 from borg_pull.errors import (
     BORG_ERROR,
+    BORG_SUCCESS,
     AuditError,
     BorgPullError,
     BusyError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from borg_pull.aio.jobs import Events
     from borg_pull.aio_policy import Action, AioPolicy, Target
 
+TARGET_SET = "target-set"
 _TIMEOUT_OF_TARGET = 21_600
 _STOP_TIMEOUT_OF_TARGET = 60
 
@@ -119,7 +121,7 @@ class Runs:
     def under_way(self) -> str | None:
         """Id of the job that is under way, or not settled."""
         entry = self._journal.read()
-        return None if entry is None else str(entry["job"])
+        return None if entry is None or entry["job"] is None else str(entry["job"])
 
     def is_alive(self, job: str) -> bool:
         """Whether a process works on that job."""
@@ -174,16 +176,21 @@ class Runs:
                 "started": time.time(),
                 "recorded": False,
             }
-            events = self.jobs.create(job, {"client": wanted.common["client"], **wanted.told()})
             trail = ActionTrail(self._policy)
+            # Before the job's file, so that no job without a result is unknown to the journal.
             self._note(entry, {})
+            try:
+                events = self.jobs.create(job, {"client": wanted.common["client"], **wanted.told()})
+            except SystemRefusedError:
+                self._journal.clear()
+                raise
             try:
                 trail.start(entry["common"], {"job": job, **wanted.told()})
             except AuditError as error:
                 _conclude(events, _not_run(error), 0.0)
                 self._journal.clear()
                 raise
-            self._note(entry, {"recorded": True})
+            self._note_anyway(entry, {"recorded": True})
             accepted(job)
             flow = Flow(
                 wanted.plan,
@@ -195,6 +202,62 @@ class Runs:
                 self._pace,
             )
             return self._finish(entry, events, flow.run())
+
+    def set_target(self, target: Target, common: Mapping[str, Any]) -> None:
+        """Have AIO keep ``target``. Raises BorgPullError."""
+        with self._journal.held() as is_ours:
+            if is_ours:
+                self._settle()
+            if not is_ours or self._journal.read() is not None:
+                raise BusyError(
+                    "a run of AIO is under way, which may change the target itself",
+                    "try again when it has ended",
+                )
+            configuration = AioConfiguration(self._policy.aio.configuration_file)
+            before = configuration.read().target
+            told = {
+                "action": None,
+                "kind": TARGET_SET,
+                "target_name": target.name,
+                "target": brief(target.masked(), MAX_TARGET),
+            }
+            entry: dict[str, Any] = {
+                "job": None,
+                "state": "set-target",
+                "common": dict(common) | {"pid": os.getpid()},
+                "told": told,
+                "started": time.time(),
+                "recorded": False,
+                "previous": before,
+                "ours": keys_of_target(target),
+            }
+            trail = ActionTrail(self._policy)
+            self._note(entry, {})
+            try:
+                start = {"job": None, **told, "previous": shown(before)}
+                trail.start(entry["common"], start)
+            except AuditError:
+                self._journal.clear()
+                raise
+            self._note_anyway(entry, {"recorded": True})
+            fault: BorgPullError | None = None
+            try:
+                if not configuration.replace_target(before, entry["ours"]):
+                    fault = BusyError("AIO's target was changed meanwhile", "try again")
+            except BorgPullError as error:
+                fault = error
+            self._note_end(entry, _is_set() if fault is None else _not_run(fault))
+            try:
+                self._record_end(entry)
+            except AuditError as error:
+                what = "is changed" if fault is None else f"is not changed: {fault.message}"
+                raise AuditError(
+                    f"the target {what}, but there is no record of that yet: {error.message}",
+                    error.hint,
+                ) from error
+            self._journal.clear()
+            if fault is not None:
+                raise fault
 
     def settle(self) -> bool:
         """Finish what a run that was killed has left, and put back what waits for it; False when
@@ -234,20 +297,17 @@ class Runs:
 
     def _finish(self, entry: dict[str, Any], events: Events, outcome: Outcome) -> Outcome:
         """Record the end, tell it, and forget the run unless it still has something to settle."""
-        self._note_anyway(entry, {"outcome": asdict(outcome), "ended": time.time()})
+        self._note_end(entry, outcome)
         try:
             self._record_end(entry)
         except AuditError as error:
             outcome = replace(outcome, exit=error.exit_code, error=error.line())
             _conclude(events, outcome, entry["ended"] - entry["started"])
-            self._note_anyway(entry, {"told_end": True})
             return outcome
         self._note_anyway(entry, {"completed": True})
         _conclude(events, outcome, entry["ended"] - entry["started"])
         if outcome.is_settled:
             self._journal.clear()
-        else:
-            self._note_anyway(entry, {"told_end": True})
         return outcome
 
     def _record_end(self, entry: Mapping[str, Any]) -> None:
@@ -271,37 +331,75 @@ class Runs:
         entry = self._journal.read()
         if entry is None:
             return
-        events = self.jobs.resume(entry["job"])
         trail = ActionTrail(self._policy)
-        try:
-            if "outcome" not in entry:
-                if not entry["recorded"] and not trail.has(START, entry["common"]):
-                    self._journal.clear()  # nothing has happened, and no record says so
-                    return
-                outcome = self._restore(entry, _killed(entry["state"]))
-                events.add("state", state="restore-target")
-                self._finish(entry, events, outcome)
-                return
-            outcome = Outcome(**entry["outcome"])
-            if not entry.get("completed"):
-                if not trail.has(COMPLETE, entry["common"]):
-                    self._record_end(entry)
-                self._note(entry, {"completed": True})
-            if not outcome.is_settled:
-                outcome = self._restore(entry, outcome)
-                if not outcome.is_settled:
-                    return
-                events.add(
-                    "state",
-                    state="restore-target",
-                    target_restored=outcome.target_restored,
-                    error=None if outcome.target_restored else outcome.error,
-                )
-            if not entry.get("told_end"):
-                _conclude(events, outcome, entry["ended"] - entry["started"])
+        has_begun = entry["recorded"] or "outcome" in entry
+        if not has_begun and not trail.has(START, entry["common"], entry["started"]):
+            # Nothing has happened, and no record says so.
+            if entry["job"] is not None:
+                self.jobs.remove(entry["job"])
             self._journal.clear()
-        finally:
-            events.close()
+        elif entry["told"]["kind"] == TARGET_SET:
+            if "outcome" not in entry:
+                self._note_end(entry, self._found(entry))
+            self._complete(entry, trail)
+            self._journal.clear()
+        else:
+            events = self.jobs.resume(entry["job"])
+            try:
+                self._settle_run(entry, trail, events)
+            finally:
+                events.close()
+
+    def _settle_run(self, entry: dict[str, Any], trail: ActionTrail, events: Events) -> None:
+        """Nothing here needs room on the disk of the journal: a full one must neither keep a
+        target from being put back nor have an end recorded twice."""
+        head = self.jobs.head(entry["job"])
+        is_told = head is not None and head["status"] == "finished"
+        if "outcome" in entry:
+            outcome = Outcome(**entry["outcome"])
+        else:
+            outcome = replace(_killed(entry["state"]), is_settled=False)
+        if not outcome.is_settled:
+            outcome = self._restore(entry, outcome)
+            if outcome.is_settled:
+                is_back = outcome.target_restored
+                why = outcome.error if is_back is False else None
+                more = {} if is_back is None else {"target_restored": is_back, "error": why}
+                events.add("state", state="restore-target", **more)
+        if entry.get("outcome") != asdict(outcome):
+            self._note_end(entry, outcome)
+        self._complete(entry, trail)
+        if not is_told:
+            _conclude(events, outcome, entry["ended"] - entry["started"])
+        if outcome.is_settled:
+            self._journal.clear()
+
+    def _note_end(self, entry: dict[str, Any], outcome: Outcome) -> None:
+        ended = entry.get("ended", time.time())
+        self._note_anyway(entry, {"outcome": asdict(outcome), "ended": ended})
+
+    def _complete(self, entry: dict[str, Any], trail: ActionTrail) -> None:
+        """Have the end on record, once. Raises AuditError."""
+        if not entry.get("completed"):
+            # The journal may not know of it: its disk may have been full.
+            if not trail.has(COMPLETE, entry["common"], entry["started"]):
+                self._record_end(entry)
+            self._note_anyway(entry, {"completed": True})
+
+    def _found(self, entry: Mapping[str, Any]) -> Outcome:
+        """How a `target-set` ended that was killed."""
+        killed = replace(_killed(entry["state"]), hint=None)
+        try:
+            now = AioConfiguration(self._policy.aio.configuration_file).read().target
+        except BorgPullError as error:
+            return replace(killed, error=f"{killed.error}; {error.message}")
+        if is_same(now, entry["ours"]):
+            has = f"{killed.error}; AIO has the target"
+            return replace(killed, result="success", exit=BORG_SUCCESS, error=has)
+        if is_same(now, entry["previous"]):
+            before = f"{killed.error}; AIO's target is as before"
+            return replace(killed, result="fail", error=before)
+        return replace(killed, error=f"{killed.error}; AIO's target is another by now")
 
     def _restore(self, entry: Mapping[str, Any], outcome: Outcome) -> Outcome:
         """``outcome``, once the previous target is back; not settled while AIO might still read
@@ -321,41 +419,7 @@ class Runs:
 
 def set_target(policy: AioPolicy, target: Target, common: Mapping[str, Any]) -> None:
     """Have AIO keep ``target``. Raises BorgPullError."""
-    runs = Runs(policy)
-    journal = Journal(policy.aio.state_dir)
-    with journal.held() as is_ours:
-        if not is_ours or (runs.under_way() is not None):
-            raise BusyError(
-                "a run of AIO is under way, which may change the target itself",
-                "try again when it has ended",
-            )
-        configuration = AioConfiguration(policy.aio.configuration_file)
-        before = configuration.read().target
-        trail = ActionTrail(policy)
-        told = {"job": None, "action": None, "kind": "target-set", "target_name": target.name}
-        told |= {"target": brief(target.masked(), MAX_TARGET)}
-        started = time.time()
-        trail.start(common, told | {"previous": shown(before)})
-        error: BorgPullError | None = None
-        try:
-            if not configuration.replace_target(before, keys_of_target(target)):
-                error = BusyError("AIO's target was changed meanwhile", "try again")
-        except BorgPullError as fault:
-            error = fault
-        trail.complete(
-            common,
-            told
-            | {
-                "result": "success" if error is None else "fail",
-                "exit": 0 if error is None else error.exit_code,
-                "exit_code": None,
-                "duration": round(time.time() - started, 3),
-                "error": None if error is None else error.message,
-                "target_restored": None,
-            },
-        )
-        if error is not None:
-            raise error
+    Runs(policy).set_target(target, common)
 
 
 def _conclude(events: Events, outcome: Outcome, duration: float) -> None:
@@ -369,6 +433,18 @@ def _conclude(events: Events, outcome: Outcome, duration: float) -> None:
         hint=outcome.hint,
         evidence=outcome.evidence,
         target_restored=outcome.target_restored,
+    )
+
+
+def _is_set() -> Outcome:
+    return Outcome(
+        result="success",
+        error=None,
+        hint=None,
+        evidence={},
+        exit=BORG_SUCCESS,
+        exit_code=None,
+        target_restored=None,
     )
 
 

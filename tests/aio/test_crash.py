@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,8 +41,19 @@ def wanted(host: Host, action: str = "away") -> tuple[Runs, Wanted]:
     return Runs(policy, QUICK), Wanted(plan=plan, action=action, target=None, common=common())
 
 
-def die_when(host: Host, has: dict[str, Any]) -> None:
-    """Run the action in a process that dies when the journal has all of this."""
+def run_away(host: Host) -> None:
+    runs, what = wanted(host)
+    runs.run(what, lambda _job: None)
+
+
+def die_when(
+    host: Host,
+    has: dict[str, Any],
+    work: Callable[[Host], object] = run_away,
+    *,
+    must_run_script: bool = False,
+) -> None:
+    """Do it in a process that dies when the journal has all of this."""
     child = os.fork()
     if child == 0:
         write = Journal.write
@@ -51,12 +63,13 @@ def die_when(host: Host, has: dict[str, Any]) -> None:
             if all(entry.get(key) == value or value is ... for key, value in has.items()) and (
                 has.keys() <= entry.keys()
             ):
+                if must_run_script:
+                    until(host.aio.calls, seconds=20, what="the script")
                 os.kill(os.getpid(), signal.SIGKILL)
 
         Journal.write = write_and_die  # type: ignore[method-assign]
         try:
-            runs, what = wanted(host)
-            runs.run(what, lambda _job: None)
+            work(host)
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
@@ -126,8 +139,7 @@ def test_killed_between_record_and_journal(host: Host) -> None:
 def test_target_waits_for_the_script(host: Host) -> None:
     """AIO's script has not read its target yet, so the previous one is not put back before."""
     host.aio.turn("apache-down")
-    die_when(host, {"state": "watch"})
-    until(host.aio.calls, seconds=10, what="the script")
+    die_when(host, {"state": "watch"}, must_run_script=True)
     runs = Runs(load_for(str(host.config), None), QUICK)
     assert not runs.settle()
     (complete,) = host.records("action_complete")
@@ -142,8 +154,7 @@ def test_target_waits_for_the_script(host: Host) -> None:
 
 def test_service_settles_at_its_start_and_refuses_meanwhile(host: Host) -> None:
     host.aio.turn("apache-down")
-    die_when(host, {"state": "watch"})
-    until(host.aio.calls, seconds=10, what="the script")
+    die_when(host, {"state": "watch"}, must_run_script=True)
     host.start()
     until(lambda: host.records("action_complete"), seconds=20, what="the end on record")
     busy = host.ask("run", action="nightly", detach=False)
