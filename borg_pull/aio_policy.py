@@ -349,7 +349,13 @@ AIO_KEYS = (
         900,
         "Seconds that the containers have to become healthy after a backup.",
     ),
-    _number_key("keep_jobs", 1, 10_000, 200, "Jobs that are kept, the newest ones."),
+    _number_key(
+        "keep_jobs",
+        1,
+        10_000,
+        200,
+        "Jobs that are kept of each client: the newest, and the last of each action and target.",
+    ),
     _number_key("keep_days", 1, 3650, 90, "Days for which a job is kept after its end."),
 )
 

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from borg_pull.aio.configuration import AioConfiguration, shown
 from borg_pull.aio.engine import Container, Engine, EngineError
 from borg_pull.aio.flow import PREFIX, lock_files
+from borg_pull.aio.jobs import label
 from borg_pull.aio.verdict import SUCCESS_LINES, rfc3339
 from borg_pull.errors import BorgPullError
 
@@ -88,7 +89,7 @@ def metrics(policy: AioPolicy, runs: Runs) -> dict[str, Any]:
     )
     for job in reversed(runs.jobs.all()):
         if job["status"] == "finished":
-            names = (job["action"] or job["target_name"] or "", job["kind"])
+            names = label(job)
             ended.labels(*names).set(_seconds(job["ended"]))
             success.labels(*names).set(int(job["result"] == "success"))
             duration.labels(*names).set(job["duration"] or 0)

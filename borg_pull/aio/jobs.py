@@ -10,16 +10,14 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from borg_pull.audit import encode, timestamp
-from borg_pull.errors import SystemRefusedError, printable
+from borg_pull.errors import BORG_ERROR, SystemRefusedError, printable
 from borg_pull.values import is_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from borg_pull.audit import JSONValue
 
 MAX_OUTPUT_BYTES = 8 << 20
@@ -30,19 +28,39 @@ _TAIL = 64 * 1024
 _DAY = 24 * 60 * 60
 _SUFFIX = ".jsonl"
 RESULT = "result"
+_LOST: dict[str, Any] = {
+    "status": "finished",
+    "result": "unknown",
+    "exit": BORG_ERROR,
+    "error": "its end could not be written here; see the audit log",
+    "duration": None,
+    "target_restored": None,
+}
 
 
 class Jobs:
-    """All jobs of ``state_dir``."""
+    """All jobs of ``state_dir``; ``keep`` of each client.
 
-    def __init__(self, state_dir: str, *, keep: int, keep_days: int) -> None:
+    ``is_open`` says whether somebody works on a job, or has still to settle it.
+    """
+
+    def __init__(
+        self,
+        state_dir: str,
+        *,
+        keep: int,
+        keep_days: int,
+        is_open: Callable[[str], bool] = lambda _job: True,
+    ) -> None:
         self._directory = f"{state_dir}/jobs"
         self._keep = keep
         self._keep_days = keep_days
+        self._is_open = is_open
 
     def create(self, job: str, head: Mapping[str, JSONValue]) -> Events:
-        """A new job's events; the oldest jobs make room. Raises SystemRefusedError."""
-        self._clear(self._keep - 1)
+        """A new job's events; the client's oldest jobs make room. Raises SystemRefusedError."""
+        self._clear_old()
+        self._clear_of(head.get("client"), self._keep - 1)
         line = {"type": "job", "job_id": job, **head, "created": timestamp(time.time())}
         path = self._path(job)
         try:
@@ -80,6 +98,16 @@ class Jobs:
 
     def head(self, job: str) -> dict[str, Any] | None:
         """What the job is and how it stands; None when there is none of that id."""
+        summary = self._read_head(job)
+        if summary is None or summary["status"] == "finished" or self._is_open(job):
+            return summary
+        # It may have ended between.
+        summary = self._read_head(job)
+        if summary is not None and summary["status"] != "finished":
+            summary |= _LOST | {"ended": self._changed(job)}
+        return summary
+
+    def _read_head(self, job: str) -> dict[str, Any] | None:
         try:
             with open(self._path(job), "rb") as file:
                 head = _parsed(file.readline())
@@ -88,7 +116,7 @@ class Jobs:
                 last = _parsed(file.read())
         except OSError:
             return None
-        if not head:
+        if not head or head[0].get("type") != "job":
             return None
         summary = head[0] | {"status": "running", "state": None, "result": None}
         for event in last:
@@ -165,17 +193,37 @@ class Jobs:
         names = (name.removesuffix(_SUFFIX) for name in os.listdir(self._directory))
         return [name for name in names if is_session(name)]
 
-    def _clear(self, keep: int) -> None:
-        """Remove what is too old, and then the oldest that are too many."""
-        ages: list[tuple[float, str]] = []
+    def _changed(self, job: str) -> str:
+        with contextlib.suppress(OSError):
+            return timestamp(os.stat(self._path(job)).st_mtime)
+        return timestamp(time.time())
+
+    def _clear_old(self) -> None:
+        """Remove what is too old, and what no head says anything about."""
+        oldest = time.time() - self._keep_days * _DAY
         for job in self._ids():
             with contextlib.suppress(OSError):
-                ages.append((os.stat(self._path(job)).st_mtime, job))
-        ages.sort(reverse=True)
-        oldest = time.time() - self._keep_days * _DAY
-        for place, (written, job) in enumerate(ages):
-            if place >= keep or written < oldest:
-                self.remove(job)
+                if os.stat(self._path(job)).st_mtime < oldest or self._read_head(job) is None:
+                    self.remove(job)
+
+    def _clear_of(self, client: JSONValue, keep: int) -> None:
+        """Remove the client's oldest that are too many. Others' stay, and so does the last one of
+        each action and target: what is told of it must not go by how often something else runs."""
+        seen: set[tuple[str, str]] = set()
+        count = 0
+        for head in self.all():
+            is_last = head["status"] == "finished" and label(head) not in seen
+            if is_last:
+                seen.add(label(head))
+            if head.get("client") == client:
+                count += 1
+                if count > keep and not is_last:
+                    self.remove(head["job_id"])
+
+
+def label(head: Mapping[str, Any]) -> tuple[str, str]:
+    """What a job ran, as metrics name it: its action or target, and the kind."""
+    return head.get("action") or head.get("target_name") or "", head.get("kind") or ""
 
 
 class Events:

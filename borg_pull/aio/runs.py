@@ -37,6 +37,7 @@ from borg_pull.errors import (
     AuditError,
     BorgPullError,
     BusyError,
+    ConfigurationError,
     InternalError,
     SystemRefusedError,
 )
@@ -116,12 +117,20 @@ class Runs:
         aio = policy.aio
         prepare(aio.state_dir)
         self._journal = Journal(aio.state_dir)
-        self.jobs = Jobs(aio.state_dir, keep=aio.keep_jobs, keep_days=aio.keep_days)
+        self.jobs = Jobs(
+            aio.state_dir, keep=aio.keep_jobs, keep_days=aio.keep_days, is_open=self._is_open
+        )
 
     def under_way(self) -> str | None:
         """Id of the job that is under way, or not settled."""
         entry = self._journal.read()
         return None if entry is None or entry["job"] is None else str(entry["job"])
+
+    def _is_open(self, job: str) -> bool:
+        try:
+            return self.under_way() == job
+        except ConfigurationError:
+            return True  # nobody knows
 
     def is_alive(self, job: str) -> bool:
         """Whether a process works on that job."""

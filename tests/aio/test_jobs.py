@@ -21,16 +21,22 @@ def state(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def run(
+    jobs: Jobs, action: str = "nightly", client: str | None = "luna", result: str | None = "success"
+) -> str:
+    """A job that ran; None: and whose end is not told."""
+    job = new_session()
+    events = jobs.create(job, {"client": client, "action": action, "kind": "backup"})
+    if result is not None:
+        events.add("result", result=result, exit=0, error=None, duration=1.0)
+    events.close()
+    time.sleep(0.002)  # another millisecond
+    return job
+
+
 def made(state: Path, keep: int = 3) -> tuple[Jobs, list[str]]:
     jobs = Jobs(str(state), keep=keep, keep_days=10)
-    ids = []
-    for number in range(5):
-        ids.append(new_session())
-        events = jobs.create(ids[-1], {"client": "luna", "action": str(number)})
-        events.add("result", result="success", exit=0, error=None, duration=1.0)
-        events.close()
-        os.utime(state / f"jobs/{ids[-1]}.jsonl", (time.time() + number, time.time() + number))
-    return jobs, ids
+    return jobs, [run(jobs) for _ in range(5)]
 
 
 def test_the_oldest_make_room(state: Path) -> None:
@@ -48,6 +54,72 @@ def test_the_old_go(state: Path) -> None:
     assert jobs.head(ids[1]) is None
     assert jobs.cancelled_by(ids[1]) is None
     assert len(jobs.all()) == 5
+
+
+def test_runs_of_one_client_remove_no_others(state: Path) -> None:
+    """Threat: somebody runs an action often, to have another's failure forgotten. The control is
+    `test_the_oldest_make_room`."""
+    jobs = Jobs(str(state), keep=3, keep_days=10)
+    failed = run(jobs, "away", "bob", "fail")
+    own = [run(jobs) for _ in range(10)]
+    assert {job["job_id"] for job in jobs.all()} == {failed, *own[-3:]}
+    # Not even the client that ran it, by running another.
+    failed_too = run(jobs, "weekly", result="fail")
+    own = [run(jobs) for _ in range(10)]
+    assert {job["job_id"] for job in jobs.all()} == {failed, failed_too, *own[-3:]}
+    # Once it has run again, whoever had it run, the one before may go.
+    run(jobs, "weekly", "bob")
+    run(jobs)
+    assert jobs.head(failed_too) is None
+
+
+def test_one_that_has_not_ended_is_no_last_one(state: Path) -> None:
+    jobs = Jobs(str(state), keep=1, keep_days=10)
+    failed = run(jobs, "away", result="fail")
+    running = run(jobs, "away", "bob", None)
+    run(jobs)
+    assert {job["job_id"] for job in jobs.all()} >= {failed, running}
+
+
+def test_old_jobs_go_whatever_they_were(state: Path) -> None:
+    jobs = Jobs(str(state), keep=3, keep_days=10)
+    failed = run(jobs, "away", "bob", "fail")
+    long_ago = time.time() - 11 * 86400
+    os.utime(state / f"jobs/{failed}.jsonl", (long_ago, long_ago))
+    run(jobs)
+    assert jobs.head(failed) is None
+
+
+def test_job_that_nobody_works_on_is_over(state: Path) -> None:
+    open_: set[str] = set()
+    jobs = Jobs(str(state), keep=3, keep_days=10, is_open=open_.__contains__)
+    job = run(jobs, result=None)
+    open_.add(job)
+    assert (jobs.head(job) or {})["status"] == "running"
+    open_.clear()
+    head = jobs.head(job)
+    assert head is not None
+    assert (head["status"], head["result"], head["exit"]) == ("finished", "unknown", 2)
+    assert head["ended"] >= head["created"]
+    assert "see the audit log" in head["error"]
+
+
+def test_job_that_ends_while_it_is_looked_at(state: Path) -> None:
+    def ends(job: str) -> bool:
+        jobs.resume(job).add("result", result="success", exit=0, error=None, duration=1.0)
+        return False
+
+    jobs = Jobs(str(state), keep=3, keep_days=10, is_open=ends)
+    assert (jobs.head(run(jobs, result=None)) or {})["result"] == "success"
+
+
+def test_file_without_a_head_makes_room(state: Path) -> None:
+    jobs = Jobs(str(state), keep=3, keep_days=10)
+    for content in ("", "{", '{"type":"event","number":1}\n'):
+        (state / f"jobs/{new_session()}.jsonl").write_text(content)
+    assert jobs.all() == []
+    job = run(jobs)
+    assert [path.stem for path in (state / "jobs").iterdir()] == [job]
 
 
 def test_size_is_bounded_and_the_result_is_kept(
