@@ -14,7 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from borg_pull.aio.configuration import (
@@ -28,8 +29,16 @@ from borg_pull.aio.configuration import (
 )
 from borg_pull.aio.engine import Container, Engine, EngineError
 from borg_pull.aio.jobs import MAX_LINE
-from borg_pull.aio.texts import MAX_TEXT, brief
-from borg_pull.aio.verdict import Kind, Result, Seen, Verdict, verdict
+from borg_pull.aio.texts import MAX_TARGET, MAX_TEXT, brief
+from borg_pull.aio.verdict import (
+    INITIALISED,
+    REFUSED_TARGET,
+    Kind,
+    Result,
+    Seen,
+    Verdict,
+    verdict,
+)
 from borg_pull.credentials import MASK, masked
 from borg_pull.errors import (
     BORG_ERROR,
@@ -55,6 +64,8 @@ DUMP_LOCK_FILE = "backup-is-running"
 REPOSITORY_LOCK_FILE = "aio-lockfile"
 BACKUP_VOLUME = "nextcloud_aio_backupdir"
 _REACH_SECONDS = 15
+_MOST_ADDRESSES = 4  # of one name
+_GREETING = b"SSH-"
 _ASK_SECONDS = 20  # that a container may take to say what runs in it
 _ASK_POLL = 0.05
 _LOG_SECONDS = 5  # that the engine may take to tell the end of an ended container's log
@@ -258,7 +269,7 @@ class Flow:
             raise FailedError(
                 "AIO has no backup target", "set one in its interface, or name one in the action"
             )
-        self._check_lock_files()
+        self._check_location()
         self._check_reachable()
         own = (
             settings.mastercontainer,
@@ -279,8 +290,16 @@ class Flow:
         if script_runs(self._engine, settings.mastercontainer):
             raise BusyError("AIO's daily backup runs already", "try again when that is over")
 
-    def _check_lock_files(self) -> None:
-        left = lock_files(self._settings, self._target)
+    def _check_location(self) -> None:
+        """AIO would have made what is missing there, on whatever file system it is."""
+        where = shown(self._target)
+        try:
+            left = _in_time(self._pace.reach, self._look_at_location)
+        except TimeoutError as error:
+            raise FailedError(
+                f"target {where} or a lock file of AIO's cannot be looked at: {error}",
+                "does its file system still answer?",
+            ) from error
         for name, path in left.items():
             if name == REPOSITORY_LOCK_FILE:
                 raise FailedError(
@@ -289,6 +308,26 @@ class Flow:
                 )
             # AIO's script does not mind; people should know of the crash.
             self._events.add("state", state="preflight", left_behind=name)
+
+    def _look_at_location(self) -> dict[str, str]:
+        """AIO's lock files. Raises FailedError for a target that is not where it should be."""
+        location = _location(self._settings, self._target)
+        if location is not None and not self._target.get(REMOTE_REPOSITORY):
+            is_volume = self._target.get(HOST_LOCATION) == BACKUP_VOLUME  # the engine makes it
+            if not is_volume and not os.path.isdir(location):
+                raise FailedError(
+                    f"{brief(location, MAX_TARGET)} is not there; is its disk mounted?",
+                    "nothing was stopped or changed",
+                )
+            repository = f"{location}/borg"
+            if self._configuration.has_beside(INITIALISED) and not os.path.isfile(
+                f"{repository}/config"
+            ):
+                raise FailedError(
+                    f"no repository in {brief(repository, MAX_TARGET)}; is its disk mounted?",
+                    REFUSED_TARGET,
+                )
+        return lock_files(self._settings, self._target)
 
     def _check_reachable(self) -> None:
         remote = self._target.get(REMOTE_REPOSITORY)
@@ -301,9 +340,7 @@ class Flow:
         except ValueError as error:
             raise FailedError(f"target {target} is no URL: {error}") from error
         try:
-            with socket.create_connection(where, timeout=self._pace.reach) as connection:
-                connection.settimeout(self._pace.reach)
-                greeting = connection.recv(4)
+            greeting = _in_time(self._pace.reach, lambda: _greeting(where, self._pace.reach))
         except OSError as error:
             raise FailedError(
                 f"target {target}: port {where[1]} of {where[0]} does not answer: "
@@ -312,7 +349,7 @@ class Flow:
             ) from error
         except ValueError as error:
             raise FailedError(f"target {target} names no host: {error}") from error
-        if greeting != b"SSH-":
+        if greeting != _GREETING:
             raise FailedError(f"target {target}: what answers is no sshd")
 
     # switch-target
@@ -548,7 +585,7 @@ class Flow:
                 log=log,
                 errors=[self._masked(line) for line in both],
                 target=self._target,
-                has_initialised=self._configuration.has_beside("borg.config"),
+                has_initialised=self._configuration.has_beside(INITIALISED),
             )
         )
         evidence = dict(judged.evidence) | {"script_exit_code": self._exit_code}
@@ -715,19 +752,78 @@ def lock_files(settings: AioSettings, target: TargetKeys) -> dict[str, str]:
         LOCK_FILE: os.path.dirname(settings.configuration_file),
         DUMP_LOCK_FILE: settings.database_dump_dir,
     }
-    location = target.get(HOST_LOCATION)
-    if location == BACKUP_VOLUME:
-        location = _volume_beside(settings.configuration_file, BACKUP_VOLUME)
-    if isinstance(location, str) and location:
+    location = _location(settings, target)
+    if location is not None:
         places[REPOSITORY_LOCK_FILE] = f"{location}/borg"
     paths = {name: f"{directory}/{name}" for name, directory in places.items()}
     return {name: path for name, path in paths.items() if os.path.lexists(path)}
+
+
+def _location(settings: AioSettings, target: TargetKeys) -> str | None:
+    """The directory of a target on this host; None when it has none, or none that is known."""
+    location = target.get(HOST_LOCATION)
+    if location == BACKUP_VOLUME:
+        return _volume_beside(settings.configuration_file, BACKUP_VOLUME)
+    return location if isinstance(location, str) and location.startswith("/") else None
 
 
 def _volume_beside(configuration_file: str, volume: str) -> str | None:
     """The directory of another volume than that of AIO's configuration."""
     volumes, found, _ = configuration_file.partition("/nextcloud_aio_mastercontainer/_data/")
     return f"{volumes}/{volume}/_data" if found else None
+
+
+T = TypeVar("T")
+
+
+def _in_time(seconds: float, look: Callable[[], T]) -> T:
+    """What ``look`` returns or raises; TimeoutError when it has not by then. Neither a name server
+    nor a file system whose host is gone can be told how long it may take."""
+    found: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            value = look()
+        except Exception as error:  # noqa: BLE001 - raised to who waits
+            found.put(partial(_raise, error))
+        else:
+            found.put(lambda: value)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        told = found.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {seconds:g} s") from None
+    return told()
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
+def _greeting(where: tuple[str, int], seconds: float) -> bytes:
+    """The first bytes that whoever answers there says. Raises OSError, ValueError."""
+    deadline = time.monotonic() + seconds
+    fault: OSError = TimeoutError("its name has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[
+        :_MOST_ADDRESSES
+    ]:
+        said = b""
+        try:
+            with socket.socket(family, kind, protocol) as connection:
+                connection.settimeout(max(0.01, deadline - time.monotonic()))
+                connection.connect(address)
+                while len(said) < len(_GREETING):
+                    connection.settimeout(max(0.01, deadline - time.monotonic()))
+                    received = connection.recv(len(_GREETING) - len(said))
+                    if not received:
+                        break
+                    said += received
+        except OSError as error:
+            fault = error
+            continue
+        return said
+    raise fault
 
 
 def _lines(stream: Iterator[tuple[Origin, bytes]]) -> Iterator[tuple[Origin, str]]:

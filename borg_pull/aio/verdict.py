@@ -23,10 +23,12 @@ SUCCESS_LINES: Mapping[Kind, str] = {
     "backup": "Backup finished successfully on ",
     "check": "Check finished successfully on ",
 }
-_INITIALISED = "borg.config"
-_REFUSED_TARGET = (
-    "AIO initialises no second repository while it has a borg.config: if this target is to hold a "
-    "new repository, and the old one is safe, delete borg.config beside configuration.json by hand"
+INITIALISED = "borg.config"
+"""What AIO has beside its configuration once it has made a repository."""
+REFUSED_TARGET = (
+    "is the target's disk mounted, and the target the right one? AIO makes no second repository "
+    "while it has a borg.config: only if this target is to hold a new one, and the old one is "
+    "safe, delete borg.config beside configuration.json by hand"
 )
 
 
@@ -97,8 +99,8 @@ def _faults(seen: Seen, container: Container) -> list[tuple[str, str | None]]:
         why = "; it ran out of memory" if container.out_of_memory else ""
         said = next((line for line in reversed(seen.errors) if line.strip()), "")
         error = f"the {seen.kind} failed: exit code {container.exit_code}{why}: {said[:300]}"
-        is_refused = seen.has_initialised and any(_INITIALISED in line for line in seen.errors)
-        found.append((error, _REFUSED_TARGET if is_refused else None))
+        is_refused = seen.has_initialised and any(INITIALISED in line for line in seen.errors)
+        found.append((error, REFUSED_TARGET if is_refused else None))
     mode = container.told.get("BORG_MODE")
     if mode is not None and mode != seen.kind:
         found.append((f"what ran was no {seen.kind} but a {mode}", "it was not this job's"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -371,10 +372,49 @@ def test_target_is_put_back_after_a_failure(bench: Bench) -> None:
     assert bench.aio.read()["borg_backup_host_location"] == str(bench.aio.root / "first")
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_disk_that_is_not_mounted(bench: Bench, is_there: bool) -> None:
+    """The engine would make the directory, and AIO a repository in it, on whatever disk that is;
+    with the same target on its disk for a control."""
+    place = bench.aio.root / "second"
+    if not is_there:
+        place.rmdir()
+    outcome = bench.run(target=bench.target("second"), restore_after=True)
+    if is_there:
+        assert (outcome.result, outcome.error) == ("success", None)
+        return
+    assert (outcome.result, outcome.exit) == ("fail", 2)
+    assert outcome.error == f"{place} is not there; is its disk mounted?"
+    assert not place.exists()
+    assert bench.aio.calls() == []
+    assert bench.aio.read()["borg_backup_host_location"] == str(bench.aio.root / "first")
+
+
+def test_repository_that_is_not_there(bench: Bench) -> None:
+    """AIO, which has made one, makes no second one; nothing is stopped for that, or deleted."""
+    assert bench.run().result == "success"
+    assert (bench.aio.data / "borg.config").exists()
+    bench.job = new_session()
+    outcome = bench.run(target=bench.target("second"), restore_after=True)
+    assert (outcome.result, outcome.exit) == ("fail", 2)
+    error = f"no repository in {bench.aio.root}/second/borg; is its disk mounted?"
+    assert outcome.error == error
+    assert str(outcome.hint).startswith("is the target's disk mounted")
+    assert len(bench.aio.calls()) == 1
+    assert (bench.aio.data / "borg.config").exists()
+    # With its disk it is there again.
+    bench.job = new_session()
+    assert bench.run().result == "success"
+
+
 def test_target_that_aio_refuses(bench: Bench) -> None:
     """A second repository is not initialised while borg.config is there; nothing is deleted."""
     (bench.aio.data / "borg.config").touch()
-    outcome = bench.run(target=bench.target("second"), restore_after=True)
+    (bench.aio.root / "far/borg").mkdir()
+    with listening(b"SSH-2.0-test\r\n") as port:
+        url = f"ssh://borg@127.0.0.1:{port}/far/borg"
+        target = Target(name="far", remote_repo=url, host_location=None)
+        outcome = bench.run(target=target, restore_after=True)
     assert outcome.result == "fail"
     assert "delete borg.config" in str(outcome.hint)
     assert (bench.aio.data / "borg.config").exists()
@@ -466,6 +506,36 @@ def test_remote_target_out_of_reach(bench: Bench, greeting: bytes | None) -> Non
     assert "does not answer" in str(outcome.error) or "no sshd" in str(outcome.error)
     assert bench.aio.configuration.read_bytes() == before
     assert bench.aio.calls() == []
+
+
+def test_name_of_very_many_addresses(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them answers; the run waits for the first few, and for all of them together."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        with contextlib.ExitStack() as full:
+            for _ in range(4):  # so that what comes after them is not taken any more
+                waiting = full.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(address)
+            one = (socket.AF_INET, socket.SOCK_STREAM, 6, "", address)
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [one] * 4000)
+            url = "ssh://borg@far.example:22/x"
+            target = Target(name="far", remote_repo=url, host_location=None)
+            began = time.monotonic()
+            outcome = bench.run(target=target, restore_after=True)
+    assert time.monotonic() - began < 10
+    assert (outcome.result, outcome.exit) == ("fail", 2)
+    assert "port 22 of far.example does not answer" in str(outcome.error)
+    assert bench.aio.calls() == []
+
+
+def test_name_server_that_does_not_answer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: is_over.wait(60) and [])
+    target = Target(name="far", remote_repo="ssh://borg@far.example:22/x", host_location=None)
+    outcome = bench.run(target=target, restore_after=True)
+    is_over.set()
+    assert "port 22 of far.example does not answer: no answer in 2 s" in str(outcome.error)
 
 
 def test_engine_gone_and_back(bench: Bench) -> None:
