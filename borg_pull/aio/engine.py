@@ -19,6 +19,7 @@ import requests
 from docker.constants import DEFAULT_DOCKER_API_VERSION
 from docker.utils import kwargs_from_env, version_lt
 
+from borg_pull.aio.limit import limited
 from borg_pull.errors import ConfigurationError, SocketError
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ USUAL_ADDRESS = "unix:///var/run/docker.sock"
 SECONDS = 30  # for one answer of the engine, which is slow while it removes images
 _SCHEMES = ("unix://", "tcp://", "http://", "https://")
 _MAX_LOG_BYTES = 1 << 20
+_MAX_ANSWER = 8 << 20  # bytes
+_PIECE = 1 << 16  # of an answer that lasts
+_FRAME_HEADER = 8
+_OK = 200
 _FORBIDDEN = 403
 # What is raised by an answer that is none of an engine's, by us and by the library.
 _ODD = (
@@ -130,7 +135,9 @@ class Engine:
         The end also comes when its container or the engine goes away.
         """
         frames = self._call(
-            "start exec", lambda client: client.exec_start(program, stream=True, demux=True)
+            "start exec",
+            lambda client: client.exec_start(program, stream=True, demux=True),
+            lasts=True,
         )
         with contextlib.suppress(requests.RequestException, OSError, *_ODD):
             for out, err in frames:
@@ -145,14 +152,26 @@ class Engine:
 
     def follow(self, container: str, *, since: float) -> Iterator[tuple[Origin, bytes]]:
         """What the container of this id has written since then, and writes until it ends."""
-        chunks = self._call(
-            f"logs of {container[:12]}",
-            lambda client: client.logs(container, since=int(since), stream=True),
-            missing=(),
-        )
-        with contextlib.suppress(requests.RequestException, OSError, *_ODD):
-            for chunk in chunks:
-                yield "stdout", chunk
+        what = f"logs of {container[:12]}"
+        query = {"follow": 1, "stdout": 1, "stderr": 1, "since": int(since)}
+
+        def ask(client: Any) -> tuple[bool, requests.Response]:
+            is_tty = _truth(client.inspect_container(container)["Config"]["Tty"])
+            url = f"{client.base_url}/containers/{container}/logs"
+            answer = client.get(url, params=query, stream=True, timeout=SECONDS)
+            if answer.status_code != _OK:
+                answer.close()
+                raise EngineError(f"engine: cannot {what}: status {answer.status_code}")
+            return is_tty, answer
+
+        answered = self._call(what, ask, missing=None, lasts=True)
+        if answered is None:
+            return
+        is_tty, answer = answered
+        with contextlib.suppress(requests.RequestException, OSError, *_ODD), answer:
+            pieces = answer.iter_content(_PIECE)
+            for piece in pieces if is_tty else _unframed(pieces):
+                yield "stdout", piece
 
     def exec_state(self, program: str) -> ExecState | None:
         """How that program is; None when its container, and with it all trace of it, is gone."""
@@ -176,10 +195,23 @@ class Engine:
         text: str = content[-_MAX_LOG_BYTES:].decode("utf-8", "backslashreplace")
         return text.splitlines()
 
-    def _call(self, what: str, call: Callable[[Any], Any], missing: object = EngineError) -> Any:
-        """``missing``: what the answer is when the engine does not know what is asked for."""
+    def _call(
+        self,
+        what: str,
+        call: Callable[[Any], Any],
+        missing: object = EngineError,
+        *,
+        lasts: bool = False,
+    ) -> Any:
+        """``missing``: what the answer is when the engine does not know what is asked for.
+        ``lasts``: what comes after the answer's beginning takes as long as it takes."""
         try:
-            return call(self._connected())
+            client = self._connected()
+            with limited(SECONDS, _MAX_ANSWER) as limit:
+                answer = call(client)
+                if lasts:
+                    limit.lift()
+                return answer
         except docker.errors.NotFound as error:
             if missing is not EngineError:
                 return missing
@@ -214,7 +246,8 @@ class Engine:
             client = _client(settings, DEFAULT_DOCKER_API_VERSION)
             # A proxy may permit neither /version nor /_ping. Every answer has the newest version
             # that the engine speaks, and a path without one is served by it.
-            answer = client.get(f"{client.base_url}/containers/json?limit=1", timeout=SECONDS)
+            with limited(SECONDS, _MAX_ANSWER):
+                answer = client.get(f"{client.base_url}/containers/json?limit=1", timeout=SECONDS)
             if answer.status_code == _FORBIDDEN:
                 raise self._forbidden("list containers")
             offered = answer.headers.get("Api-Version", DEFAULT_DOCKER_API_VERSION)
@@ -225,9 +258,45 @@ class Engine:
 
 
 def _client(settings: dict[str, Any], version: str) -> Any:
-    client = docker.APIClient(version=version, **settings)
+    client = _Client(version=version, **settings)
     client.trust_env = False  # no proxy for what is local
     return client
+
+
+class _Client(docker.APIClient):  # type: ignore[misc]
+    """Takes an answer from nobody but who was asked, and unpacks none: a small one may be huge."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Nowhere."""
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        """Raises requests.RequestException."""
+        is_stream = options.get("stream", False)
+        answer: requests.Response = super().send(request, **(options | {"stream": True}))
+        if answer.is_redirect or "Content-Encoding" in answer.headers:
+            answer.close()
+            raise requests.RequestException("it answers with a redirect, or with what is packed")
+        if not is_stream:
+            _ = answer.content
+        return answer
+
+
+def _unframed(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """What stands in the frames, each of which has its length before it."""
+    header, left = b"", 0
+    for data in pieces:
+        place = 0
+        while place < len(data):
+            if left == 0:
+                part = data[place : place + _FRAME_HEADER - len(header)]
+                header += part
+                if len(header) == _FRAME_HEADER:
+                    left, header = int.from_bytes(header[4:], "big"), b""
+            else:
+                part = data[place : place + left]
+                left -= len(part)
+                yield part
+            place += len(part)
 
 
 def _names(listed: Any) -> list[str]:

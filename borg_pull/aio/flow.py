@@ -437,7 +437,8 @@ class Flow:
                 if entry is None:
                     return True
                 origin, line = entry
-                self._events.output(origin, self._masked(line))
+                if not self._events.is_full:
+                    self._events.output(origin, self._masked(line))
         return False
 
     def _ended(self, program: str) -> _Watched | None:
@@ -472,6 +473,8 @@ class Flow:
         names = {*self._expected, settings.mastercontainer, settings.watchtower_container}
         try:
             for name in sorted(names):
+                if time.monotonic() > self._deadline:
+                    return
                 self._tell(name, self._engine.inspect(name))
             found = self._engine.inspect(settings.borgbackup_container)
             self._tell(settings.borgbackup_container, found)
@@ -558,7 +561,12 @@ class Flow:
         self._look()
         if self._log_reader is not None:
             self._log_reader.join(_LOG_SECONDS)
+        # Not for ever: what is written faster than it is told has no end.
+        end = time.monotonic() + _LOG_SECONDS
         while not self._lines.empty():
+            if time.monotonic() > end:
+                self._events.output(self._settings.borgbackup_container, "[the rest is not told]")
+                break
             self._hand_on()
 
     # verdict and health
@@ -602,7 +610,7 @@ class Flow:
         amiss: list[str] = []
         while True:
             with contextlib.suppress(EngineError):
-                amiss = self._amiss()
+                amiss = self._amiss(deadline)
                 if not amiss:
                     return outcome
             if self._cancelled_by() is not None:
@@ -615,9 +623,12 @@ class Flow:
         error = f"not up and healthy: {', '.join(amiss) or 'the engine'} ({why})"
         return _worse(outcome, error)
 
-    def _amiss(self) -> list[str]:
+    def _amiss(self, deadline: float) -> list[str]:
         amiss = []
         for name in self._expected:
+            if time.monotonic() > deadline:
+                amiss.append(name)
+                continue
             found = self._engine.inspect(name)
             self._tell(name, found)
             if found is None or not found.running or found.health not in (None, "healthy"):

@@ -234,7 +234,8 @@ class Events:
         self._job = job
         self._number = number
         self._size = size
-        self._is_full = False
+        self.is_full = False
+        """Whether no more output is kept."""
 
     def add(self, event: str, **fields: JSONValue) -> None:
         """Append one."""
@@ -256,8 +257,8 @@ class Events:
         """Append one line of output, escaped and cut."""
         if self._size < MAX_OUTPUT_BYTES:
             self.add("output", origin=origin, line=printable(line[:MAX_LINE]))
-        elif not self._is_full:
-            self._is_full = True
+        elif not self.is_full:
+            self.is_full = True
             self.add("output", origin=origin, line="[further output is not kept]")
 
     def close(self) -> None:

@@ -315,6 +315,31 @@ def test_output_without_end_does_not_outrun_the_deadline(bench: Bench) -> None:
     assert (bench.state / f"jobs/{bench.job}.jsonl").stat().st_size < 9 << 20
 
 
+def test_log_without_end_is_not_told_without_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the backup container has written is not told for ever; what is not kept costs little."""
+    masked: list[str] = []
+    mask = Flow._masked
+
+    def counted(self: Flow, line: str) -> str:
+        masked.append(line)
+        return mask(self, line)
+
+    def endless(*_: object, **__: object) -> Iterator[tuple[Origin, bytes]]:
+        while True:
+            yield "stdout", b"x" * 50 + b"\n"
+
+    monkeypatch.setattr(Engine, "follow", endless)
+    monkeypatch.setattr(Flow, "_masked", counted)
+    monkeypatch.setattr("borg_pull.aio.flow._LOG_SECONDS", 1)
+    monkeypatch.setattr("borg_pull.aio.jobs.MAX_OUTPUT_BYTES", 20_000)
+    outcome = bench.run(health_timeout=1)
+    assert outcome.result == "success", outcome
+    assert masked.count("x" * 50) < 200
+    assert any("not kept" in line for line in bench.output(BACKUP))
+
+
 def test_containers_that_do_not_come_back(bench: Bench) -> None:
     bench.aio.turn("apache-dies")
     outcome = bench.run(health_timeout=1)
