@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from borg_pull.aio.configuration import AioConfiguration, shown
 from borg_pull.aio.engine import Container, Engine, EngineError
-from borg_pull.aio.flow import PREFIX, lock_files
+from borg_pull.aio.flow import PREFIX, lock_files, script_runs
 from borg_pull.aio.jobs import label
 from borg_pull.aio.verdict import SUCCESS_LINES, rfc3339
 from borg_pull.errors import BorgPullError
@@ -26,13 +27,16 @@ def status(policy: AioPolicy, runs: Runs) -> dict[str, Any]:
     aio = policy.aio
     engine = Engine(aio.engine)
     containers = _containers(engine, policy)
+    last = _last_backup(engine, dict(containers).get(aio.borgbackup_container))
+    jobs = runs.jobs.all()
     answer: dict[str, Any] = {
         "type": "aio-status",
         "version": 1,
         "containers": [_told(name, found) for name, found in containers],
-        "last_backup": _last_backup(engine, dict(containers).get(aio.borgbackup_container)),
+        "last_backup": last,
+        "last_runs": {kind: _last_run(jobs, kind) for kind in SUCCESS_LINES},
         "running": runs.under_way(),
-        "last_job": next(iter(runs.jobs.all()), None),
+        "last_job": next(iter(jobs), None),
     }
     try:
         content = AioConfiguration(aio.configuration_file).read()
@@ -46,7 +50,35 @@ def status(policy: AioPolicy, runs: Runs) -> dict[str, Any]:
     except BorgPullError as error:
         answer |= {"set_up": None, "target": None, "target_name": None, "lock_files": []}
         answer["error"] = error.message
+    answer["under_way"] = (
+        answer["running"] is not None
+        or (last is not None and last["verdict"] == "running")
+        or (bool(answer["lock_files"]) and _script_runs(engine, dict(containers), policy))
+    )
     return answer
+
+
+def amiss(policy: AioPolicy, found: Mapping[str, Any]) -> list[str]:
+    """What an answer of `status` says that needs somebody's hand."""
+    aio = policy.aio
+    faults = []
+    if found["set_up"] is None:
+        faults.append(str(found["error"]))
+    elif not found["set_up"]:
+        faults.append("Nextcloud AIO is not set up")
+    containers = {one["name"]: one for one in found["containers"]}
+    if containers[aio.mastercontainer]["status"] != "running":
+        faults.append(f"{aio.mastercontainer} does not run")
+    if found["under_way"]:
+        # Its containers are stopped meanwhile.
+        return faults
+    skipped = (aio.borgbackup_container, aio.watchtower_container, aio.mastercontainer)
+    down = [name for name, one in containers.items() if name not in skipped and not one["ok"]]
+    if down:
+        faults.append(f"not up and healthy: {', '.join(down)}")
+    if found["lock_files"]:
+        faults.append(f"a crash has left {', '.join(found['lock_files'])}")
+    return faults
 
 
 def health(policy: AioPolicy) -> dict[str, Any]:
@@ -58,12 +90,12 @@ def health(policy: AioPolicy) -> dict[str, Any]:
         for name, found in _containers(Engine(aio.engine), policy)
         if name not in skipped
     ]
-    amiss = [one["name"] for one in told if one["status"] != "running" or not one["ok"]]
+    down = [one["name"] for one in told if not one["ok"]]
     return {
         "type": "health",
         "version": 1,
-        "healthy": not amiss,
-        "amiss": amiss,
+        "healthy": not down,
+        "amiss": down,
         "containers": told,
     }
 
@@ -110,7 +142,7 @@ def metrics(policy: AioPolicy, runs: Runs) -> dict[str, Any]:
     )
     with contextlib.suppress(EngineError):
         for one in health(policy)["containers"]:
-            container.labels(one["name"]).set(int(one["status"] == "running" and one["ok"]))
+            container.labels(one["name"]).set(int(one["ok"]))
         engine.set(1)
     text = generate_latest(registry).decode("utf-8")
     return {"type": "metrics", "version": 1, "format": "prometheus", "text": text}
@@ -150,8 +182,31 @@ def _told(name: str, found: Container | None) -> dict[str, Any]:
         "status": "absent" if found is None else found.status,
         "health": None if found is None else found.health,
         "started_at": None if found is None else rfc3339(found.started_at),
-        "ok": found is not None and found.health in (None, "healthy"),
+        "ok": found is not None and found.running and found.health in (None, "healthy"),
     }
+
+
+def _last_run(jobs: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+    """How our last run of that kind ended, and when the last one did that was a success."""
+    ended = [job for job in jobs if job["kind"] == kind and job["status"] == "finished"]
+    if not ended:
+        return None
+    good = (job["ended"] for job in ended if job["result"] == "success")
+    return {
+        "result": ended[0]["result"],
+        "exit": ended[0]["exit"],
+        "ended": ended[0]["ended"],
+        "succeeded": next(good, None),
+    }
+
+
+def _script_runs(
+    engine: Engine, containers: Mapping[str, Container | None], policy: AioPolicy
+) -> bool:
+    master = containers[policy.aio.mastercontainer]
+    with contextlib.suppress(EngineError):
+        return master is not None and master.running and script_runs(engine, master.name)
+    return False
 
 
 def _last_backup(engine: Engine, found: Container | None) -> dict[str, Any] | None:

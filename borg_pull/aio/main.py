@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
 from borg_pull import __version__
-from borg_pull.aio import condition
+from borg_pull.aio import condition, wording
+from borg_pull.aio.cancelling import cancel
 from borg_pull.aio.configuration import AioConfiguration
 from borg_pull.aio.engine import Engine
 from borg_pull.aio.policy import USUAL_CONFIG, load_for
 from borg_pull.aio.runs import Runs, Wanted, plan_of_action, set_target
 from borg_pull.aio.service import Service
 from borg_pull.audit import new_session
-from borg_pull.command_line import run
+from borg_pull.command_line import EXIT_INTERRUPTED, run
 from borg_pull.errors import (
     BORG_ERROR,
+    BORG_SUCCESS,
+    BORG_WARNING,
     BorgPullError,
     ConfigurationError,
     NotAllowedError,
@@ -28,8 +31,10 @@ from borg_pull.errors import (
     printable,
 )
 from borg_pull.findings import many
-from borg_pull.output import print_lines, put
+from borg_pull.output import print_lines, print_table, put
+from borg_pull.replacing import replace
 from borg_pull.schema import WhitelistError
+from borg_pull.values import is_session
 
 PROGRAM = "borg-pull-aio"
 
@@ -77,13 +82,7 @@ def run_action(context: click.Context, action: str, as_json: bool) -> None:
     job = runs.start(wanted, lambda: None)
     if not as_json:
         put(f"job {job}\n")
-    for event in runs.jobs.events(job, 1, follow=lambda: runs.is_alive(job)):
-        put(json.dumps(event) + "\n" if as_json else _text(event))
-        sys.stdout.flush()
-    head = runs.jobs.head(job)
-    if head is None or head["status"] != "finished":
-        context.exit(BORG_ERROR)
-    context.exit(int(head["exit"]))
+    context.exit(_follow(runs, job, 1, as_json=as_json))
 
 
 @cli.command(short_help="Serve the forced command, on a Unix socket.")
@@ -102,16 +101,109 @@ def serve(context: click.Context) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, as over ssh.")
 @click.pass_context
 def status(context: click.Context, as_json: bool) -> None:
-    """Show AIO's containers, its target, its last backup, and the locks that a crash has left."""
+    """Show AIO's containers, its target, its last backup, and the locks that a crash has left.
+
+    Exit code 1 when something is amiss, which standard error then says: AIO is not set up, its
+    configuration cannot be read, a container of it is not up and healthy, or a lock file is left.
+    While a backup runs its containers may be down.
+    """
     _check_root()
     policy = load_for(context.obj, None)
     found = condition.status(policy, Runs(policy))
     if as_json:
         put(json.dumps(found) + "\n")
-        return
-    print_lines(
-        ((f"{label:<14}", "dim"), (printable(text), "")) for label, text in _status_lines(found)
-    )
+    else:
+        _print_labelled(wording.status_lines(found))
+    _exit_amiss(context, condition.amiss(policy, found))
+
+
+@cli.command(short_help="Tell whether AIO is up and healthy.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, as over ssh.")
+@click.pass_context
+def health(context: click.Context, as_json: bool) -> None:
+    """Tell which of AIO's containers are up and healthy. Exit code 1 when one is not."""
+    _check_root()
+    found = condition.health(load_for(context.obj, None))
+    if as_json:
+        put(json.dumps(found) + "\n")
+    else:
+        rows = [
+            (one["name"], one["status"], one["health"] or "-", "yes" if one["ok"] else "no")
+            for one in found["containers"]
+        ]
+        print_table(("CONTAINER", "STATUS", "HEALTH", "OK"), [(row, "") for row in rows])
+    down = ", ".join(found["amiss"])
+    _exit_amiss(context, [f"not up and healthy: {down}"] if down else [])
+
+
+@cli.command(short_help="Print metrics for Prometheus.")
+@click.option("--output", metavar="FILE", help="Put them there in one step, mode 0644.")
+@click.pass_context
+def metrics(context: click.Context, output: str | None) -> None:
+    """Print metrics in Prometheus' text format, for the node exporter's textfile directory."""
+    _check_root()
+    policy = load_for(context.obj, None)
+    text = condition.metrics(policy, Runs(policy))["text"]
+    if output is None:
+        put(text)
+    else:
+        replace(os.path.abspath(output), text.encode("utf-8"))
+
+
+@cli.command(short_help="List jobs, the newest first.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, as over ssh.")
+@click.pass_context
+def jobs(context: click.Context, as_json: bool) -> None:
+    """List the jobs of all clients and of this host, the newest first."""
+    _check_root()
+    found = Runs(load_for(context.obj, None)).jobs.all()
+    if as_json:
+        put(json.dumps({"type": "jobs", "version": 1, "jobs": found, "more": 0}) + "\n")
+    else:
+        print_table(wording.JOB_HEADINGS, [(wording.job_cells(one), "") for one in found])
+
+
+@cli.command(name="job", short_help="Show one job, or follow it.")
+@click.argument("name", metavar="[ID]", default="")
+@click.option("--follow", is_flag=True, help="Tell its events, until it is over.")
+@click.option(
+    "--from", "start", type=click.IntRange(1), metavar="N", help="Tell its events from that number."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, as over ssh.")
+@click.pass_context
+def job_(context: click.Context, name: str, follow: bool, start: int | None, as_json: bool) -> None:
+    """Show the job ID, or the newest one.
+
+    With --follow the exit code is the job's verdict, as that of run is. An interrupt ends the
+    telling, not the run.
+    """
+    _check_root()
+    runs = Runs(load_for(context.obj, None))
+    head = _head(runs, name)
+    if as_json:
+        put(json.dumps(head) + "\n")
+    else:
+        _print_labelled(wording.job_lines(head))
+    if follow:
+        context.exit(_follow(runs, head["job_id"], start or 1, as_json=as_json))
+    if start is not None:
+        for event in runs.jobs.events(head["job_id"], start, follow=None):
+            put(json.dumps(event) + "\n" if as_json else wording.event(event))
+
+
+@cli.command(name="cancel", short_help="End a job, where that is safe.")
+@click.argument("name", metavar="ID")
+@click.pass_context
+def cancel_job(context: click.Context, name: str) -> None:
+    """End the job ID, before AIO's script is started or while only health is waited for.
+
+    In between nothing may end it (75).
+    """
+    _check_root()
+    runs = Runs(load_for(context.obj, None))
+    head = _head(runs, name)
+    cancel(runs, head["job_id"], "the host's admin")
+    put(f"{head['job_id']}  cancelling\n")
 
 
 @cli.group(short_help="Show AIO's target, or have it be another.")
@@ -189,6 +281,45 @@ def main() -> int:
     return run(cli, PROGRAM)
 
 
+def _head(runs: Runs, job: str) -> dict[str, Any]:
+    """The job of that id, without one the newest. Raises NotAllowedError."""
+    if not job:
+        newest = next(iter(runs.jobs.all()), None)
+        if newest is None:
+            raise NotAllowedError("there is no job yet")
+        return newest
+    head = runs.jobs.head(job) if is_session(job) else None
+    if head is None:
+        raise NotAllowedError(f"there is no job {job}", f"see {PROGRAM} jobs")
+    return head
+
+
+def _follow(runs: Runs, job: str, start: int, *, as_json: bool) -> int:
+    """Tell the job's events until it is over; its exit code, or that of an interrupt."""
+    try:
+        for event in runs.jobs.events(job, start, follow=lambda: runs.is_alive(job)):
+            put(json.dumps(event) + "\n" if as_json else wording.event(event))
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        click.echo(f"{PROGRAM}: the job goes on: {PROGRAM} job {job} --follow", err=True)
+        return EXIT_INTERRUPTED
+    head = runs.jobs.head(job)
+    if head is None or head["status"] != "finished":
+        click.echo(f"{PROGRAM}: the run was killed; the service tells its end in job", err=True)
+        return BORG_ERROR
+    return int(head["exit"])
+
+
+def _print_labelled(lines: Iterable[tuple[str, str]]) -> None:
+    print_lines(((f"{label:<14}", "dim"), (printable(text), "")) for label, text in lines)
+
+
+def _exit_amiss(context: click.Context, faults: Sequence[str]) -> None:
+    for fault in faults:
+        click.echo(f"{PROGRAM}: {printable(fault)}", err=True)
+    context.exit(BORG_WARNING if faults else BORG_SUCCESS)
+
+
 def _check_root() -> None:
     if os.geteuid() != 0:
         raise SystemRefusedError("only root may drive the container engine", "run this as root")
@@ -204,45 +335,3 @@ def _common_of_admin() -> dict[str, Any]:
         "port": None,
         "pid": os.getpid(),
     }
-
-
-def _text(event: Mapping[str, Any]) -> str:
-    """An event for people."""
-    kind = event["event"]
-    if kind == "output":
-        text = f"{event['origin']}: {event['line']}"
-    elif kind == "state":
-        more = [f"{key}: {value}" for key, value in event.items() if key not in _OF_ALL]
-        text = " ".join([event["state"], *more])
-    elif kind == "container":
-        words = (event["name"], event["status"], event.get("health"), event["error"])
-        text = " ".join(filter(None, words))
-    else:
-        text = event["result"] + ("" if event["error"] is None else f": {event['error']}")
-        text += "" if event["hint"] is None else f"; {event['hint']}"
-    return f"{event['time'][11:19]} {kind:<9} {printable(text)}\n"
-
-
-_OF_ALL = ("type", "job", "number", "time", "event", "state")
-
-
-def _status_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    lines = [
-        ("set up", {True: "yes", False: "no", None: f"unknown: {found['error']}"}[found["set_up"]]),
-        (
-            "target",
-            f"{found['target'] or 'none'} ({found['target_name'] or 'not in the whitelist'})",
-        ),
-        ("running", found["running"] or "nothing of ours"),
-    ]
-    last = found["last_backup"]
-    lines.append(("last backup", "none" if last is None else f"{last['kind']}: {last['verdict']}"))
-    job = found["last_job"]
-    if job is not None:
-        lines.append(("last job", f"{job['job_id']} {job['result'] or job['status']}"))
-    lines += [("left behind", name) for name in found["lock_files"]]
-    lines += [
-        ("container", " ".join(filter(None, (one["name"], one["status"], one["health"]))))
-        for one in found["containers"]
-    ]
-    return lines

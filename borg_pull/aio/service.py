@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from borg_pull import lockdown, locking_down
 from borg_pull.accounts import acting_as, forced_command_account
 from borg_pull.aio import condition, identity
-from borg_pull.aio.flow import CANCELLABLE
+from borg_pull.aio.cancelling import cancel
 from borg_pull.aio.following import Place
 from borg_pull.aio.journal import Journal, prepare
 from borg_pull.aio.policy import load_for
@@ -452,16 +452,7 @@ class _Answer:
     def _cancel(self, policy: AioPolicy, ask: Ask) -> End:
         runs = Runs(policy)
         head = self._head(policy, ask, runs)
-        job = str(ask.job)
-        state = runs.state_of(job)
-        if state is None:
-            raise NotAllowedError("this job is over", "see job")
-        if state not in ("accepted", *CANCELLABLE):
-            raise BusyError(
-                f"this job is in the state {state}, which nothing may end",
-                "AIO's backup cannot be stopped without harm; wait for its end",
-            )
-        runs.jobs.ask_to_cancel(job, f"client {ask.client}")
+        cancel(runs, str(ask.job), f"client {ask.client}")
         return self._one(head | {"status": "cancelling"})
 
     def _status(self, policy: AioPolicy, ask: Ask) -> End:

@@ -18,7 +18,7 @@ from borg_pull.pull.config import load
 from borg_pull.pull.places import Places
 from borg_pull.pull.units import Owner, Setting, units
 from tests.aio import node_red
-from tests.aio.stand_in_aio import StandIn
+from tests.aio.stand_in_aio import BACKUP, StandIn
 from tests.harness import processes
 from tests.harness.site import Installations
 from tests.harness.source import toml
@@ -204,7 +204,9 @@ def the_script_sees_it_through(host: NextcloudHost) -> None:
                 return one
         return None
 
-    until(lambda: '"running"' in out.read_text(), seconds=30, what="the backup container")
+    until(
+        lambda: out.exists() and BACKUP in out.read_text(), seconds=30, what="the backup container"
+    )
     first = until(follower, seconds=10, what="who follows")
     first.send(signal.SIGKILL)
     second = until(lambda: follower(first.pid), seconds=20, what="who follows again")

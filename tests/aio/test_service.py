@@ -281,7 +281,10 @@ def test_status_health_and_metrics(host: Host) -> None:
     assert {one["name"] for one in status["containers"]} >= {BACKUP, "nextcloud-aio-apache"}
     assert "of-aio-itself" not in json.dumps(status)
     told = host.run("status")
-    assert "last backup   backup: success" in told.stdout
+    assert "AIO's last    backup: success, 20" in told.stdout
+    assert "last backup   success, 20" in told.stdout
+    assert "left behind   daily_backup_running" in told.stdout
+    assert (told.returncode, "a crash has left daily_backup_running" in told.stderr) == (1, True)
     assert host.ask("health").only("health")["healthy"] is True
     text = host.ask("metrics").only("metrics")["text"]
     done = subprocess.run(

@@ -1,0 +1,24 @@
+"""Ending a job where nothing can come to harm by it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from borg_pull.aio.flow import CANCELLABLE
+from borg_pull.errors import BusyError, NotAllowedError
+
+if TYPE_CHECKING:
+    from borg_pull.aio.runs import Runs
+
+
+def cancel(runs: Runs, job: str, who: str) -> None:
+    """Have ``job`` end. Raises NotAllowedError when it is over, BusyError where it may not."""
+    state = runs.state_of(job)
+    if state is None:
+        raise NotAllowedError("this job is over", "see job")
+    if state not in ("accepted", *CANCELLABLE):
+        raise BusyError(
+            f"this job is in the state {state}, which nothing may end",
+            "AIO's backup cannot be stopped without harm; wait for its end",
+        )
+    runs.jobs.ask_to_cancel(job, who)
