@@ -473,6 +473,43 @@ def load(
     )
 
 
+TABLES = ("runtime", "audit", "confine", "limits", "features", _CLIENTS, _AIO, _ACTIONS)
+"""All that a main file may have at its top."""
+
+
+def faults_of_grants(main: SourceFile, client_files: Mapping[str, SourceFile]) -> list[Fault]:
+    """What is wrong with what each client may name, and with the names of tables in ``main``."""
+    faults: list[Fault] = []
+    document = parsed(main, faults)
+    if document is None:
+        return faults
+    check = Check(main, faults, unknown_key)
+    for name, table in document.items():
+        if name not in TABLES:
+            check.fault(name, unknown_key(name, table, "", TABLES))
+    known = names(Check(main, [], unknown_key), document)
+    clients = document.get(_CLIENTS, {})
+    inside = clients if isinstance(clients, dict) else {}
+    for client in dict.fromkeys((*inside, *client_files)):
+        own = client_files.get(client)
+        grants = _grants(check, document, own, client, faults)
+        if grants is None:
+            continue
+        place = check if own is None else Check(own, faults, unknown_key)
+        prefix = f"{_CLIENTS}.{client}" if own is None else ""
+        lists = (("actions", grants.actions), ("aio_targets", grants.aio_targets))
+        for (key, listed), there in zip(lists, known, strict=True):
+            for position, item in enumerate(listed):
+                if item not in there:
+                    table = "aio.target" if key == "aio_targets" else _ACTIONS
+                    near = nearest_name(item, tuple(there))
+                    place.fault(
+                        joined(prefix, f"{key}[{position}]"),
+                        f"{quoted(item)} is no [{table}.NAME]{near}",
+                    )
+    return faults
+
+
 def names(check: Check, document: dict[str, object]) -> tuple[frozenset[str], frozenset[str]]:
     """Names of the actions and of the targets in ``document``, sound ones or not; ``check`` notes
     what is wrong with them."""

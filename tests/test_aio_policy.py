@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from borg_pull.aio_policy import (
+    TABLES,
     AioPolicy,
     engine_fault,
     host_location_fault,
@@ -13,6 +14,7 @@ from borg_pull.aio_policy import (
 )
 from borg_pull.roles import NEEDS, ROLES
 from borg_pull.schema import SourceFile, WhitelistError
+from borg_pull.source import whitelist
 
 RUNTIME = '[runtime]\nsocket_dir = "/run/x"\nhome = "/var/x"\n'
 ACTION = 'type = "nextcloud_aio_backup"\n'
@@ -278,3 +280,7 @@ class TestRefusals:
 
     def test_of_a_client_that_is_none(self) -> None:
         assert loaded(self.TABLES, "luna").refusal("jobs", None) is not None
+
+
+def test_tables_are_those_of_the_whitelist() -> None:
+    assert set(TABLES) == {*whitelist._TABLES, whitelist._CLIENTS, *whitelist._OF_AIO}

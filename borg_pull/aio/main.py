@@ -13,8 +13,7 @@ import click
 from borg_pull import __version__
 from borg_pull.aio import condition, wording
 from borg_pull.aio.cancelling import cancel
-from borg_pull.aio.configuration import AioConfiguration
-from borg_pull.aio.engine import Engine
+from borg_pull.aio.examination import faults_of_clients, faults_of_host
 from borg_pull.aio.policy import USUAL_CONFIG, load_for
 from borg_pull.aio.runs import Runs, Wanted, plan_of_action, set_target
 from borg_pull.aio.service import Service
@@ -24,7 +23,6 @@ from borg_pull.errors import (
     BORG_ERROR,
     BORG_SUCCESS,
     BORG_WARNING,
-    BorgPullError,
     ConfigurationError,
     NotAllowedError,
     SystemRefusedError,
@@ -242,38 +240,35 @@ def set_(context: click.Context, name: str) -> None:
 @cli.command(short_help="Say what is wrong with the configuration.")
 @click.pass_context
 def check_config(context: click.Context) -> None:
-    """Check what the whitelist says of AIO, and whether AIO and its engine are where it says."""
+    """Check what the whitelist says of AIO, and whether AIO and its engine are where it says.
+
+    What clients may name is looked at, too. The rest of the whitelist is borg-pull-admin check's;
+    whether a companion serves aio.socket is borg-pull-admin doctor's.
+    """
     _check_root()
+    faults = []
+    policy = None
     try:
         policy = load_for(context.obj, None)
     except WhitelistError as error:
-        for wrong in error.faults:
-            click.echo(printable(wrong.text()), err=True)
-        count = len(error.faults)
-        raise ConfigurationError(
-            f"the configuration is wrong: {count} error{'' if count == 1 else 's'}"
-        ) from error
-    faults = []
-    content = None
-    try:
-        content = AioConfiguration(policy.aio.configuration_file).read()
-    except BorgPullError as error:
-        faults.append(error.line())
-    try:
-        if Engine(policy.aio.engine).inspect(policy.aio.mastercontainer) is None:
-            faults.append(f"there is no container {policy.aio.mastercontainer}")
-    except BorgPullError as error:
-        faults.append(error.line())
-    if content is not None and not content.is_set_up:
-        faults.append("Nextcloud AIO is not set up yet; finish that in its interface")
-    for fault in faults:
-        click.echo(fault, err=True)
+        faults = [wrong.text() for wrong in error.faults]
+    faults += [wrong for wrong in faults_of_clients(context.obj) if wrong not in faults]
+    if policy is None or faults:
+        _tell_all(faults)
+        raise ConfigurationError(f"the configuration is wrong: {many(len(faults), 'error')}")
+    faults = list(faults_of_host(policy))
     if faults:
+        _tell_all(faults)
         raise ConfigurationError("Nextcloud AIO cannot be driven from here yet")
     put(
-        f"{printable(context.obj)}: sound: "
+        f"{printable(context.obj)}: sound for the companion: "
         f"{many(len(policy.actions), 'action')}, {many(len(policy.targets), 'target')}\n"
     )
+
+
+def _tell_all(faults: Iterable[str]) -> None:
+    for fault in faults:
+        click.echo(printable(fault), err=True)
 
 
 def main() -> int:

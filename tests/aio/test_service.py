@@ -13,7 +13,7 @@ import pytest
 
 from borg_pull.audit import new_session
 from tests.aio.host import Answer, Host
-from tests.aio.stand_in_aio import BACKUP
+from tests.aio.stand_in_aio import BACKUP, MASTER
 from tests.harness.builds import PROJECT, frozen_bundle
 from tests.harness.wait import until
 
@@ -332,6 +332,61 @@ def test_check_config(host: Host) -> None:
     assert (wrong.returncode, wrong.stdout) == (78, "")
     assert "action.bad.timeout" in wrong.stderr
     assert "action.bad.type" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("client", "more", "told"),
+    [
+        ("", "[aoi]\nengine = 'x'", "aoi: is unknown; did you mean aio?"),
+        ('role = "acton"', "", "client.luna.role: "),
+        ("", '[client.vega]\nactions = ["nightl"]', "client.vega.actions[0]: 'nightl' is no"),
+        ("", '[client.vega]\naio_targets = ["third"]', "client.vega.aio_targets[0]: "),
+    ],
+)
+def test_check_config_looks_at_what_clients_may_name(
+    host: Host, client: str, more: str, told: str
+) -> None:
+    host.configure(client=client, more=more)
+    wrong = host.run("check-config")
+    assert (wrong.returncode, wrong.stdout) == (78, "")
+    assert told in wrong.stderr
+    assert wrong.stderr.endswith("the configuration is wrong: 1 error\n"), wrong.stderr
+
+
+def test_check_config_finds_what_would_fail_at_night(host: Host) -> None:
+    """A client's own file, a configuration that cannot be replaced, an AIO that is stopped."""
+    own = host.config.parent / "clients.d"
+    own.mkdir()
+    (own / "vega.toml").write_text('actions = ["nightly", "none"]')
+    wrong = host.run("check-config")
+    assert (wrong.returncode, "vega.toml" in wrong.stderr) == (78, True)
+    (own / "vega.toml").unlink()
+    mounted = subprocess.run(
+        [
+            *("unshare", "--mount", "sh", "-c", 'mount --bind "$1" "$1"; shift; exec "$@"', "sh"),
+            *(str(host.aio.configuration), *host.command("check-config")),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=PROJECT,
+    )
+    assert (mounted.returncode, "is mounted by itself" in mounted.stderr) == (78, True)
+    read_only = subprocess.run(
+        [
+            *("unshare", "--mount", "sh", "-c"),
+            'mount --bind "$1" "$1"; mount -o remount,bind,ro "$1"; shift; exec "$@"',
+            *("sh", str(host.aio.data), *host.command("check-config")),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=PROJECT,
+    )
+    assert (read_only.returncode, "cannot be switched" in read_only.stderr) == (78, True)
+    host.aio.daemon.client.stop(MASTER, timeout=0)
+    stopped = host.run("check-config")
+    assert (stopped.returncode, f"{MASTER} does not run" in stopped.stderr) == (78, True)
 
 
 def test_another_service_is_not_displaced(host: Host) -> None:
