@@ -372,6 +372,8 @@ class Flow:
     def _run_script(self) -> _Watched:
         self._check_cancelled()
         self._enter("run")
+        # Once more: who asked before the journal had this state was told that it would be heeded.
+        self._check_cancelled()
         if not is_same(self._configuration.read().target, self._target):
             raise BusyError("AIO's target was changed meanwhile", "try again")
         if not self._began:

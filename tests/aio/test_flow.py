@@ -658,6 +658,25 @@ def test_cancelled_before_anything_happened(bench: Bench) -> None:
     assert bench.aio.calls() == []
 
 
+def test_cancelled_just_before_the_script_starts(bench: Bench) -> None:
+    """The word comes while the state is still one that can be cancelled; the disk is slow."""
+
+    class Slow(dict[str, Any]):
+        def update(self, *noted: Any, **_more: Any) -> None:
+            if {"state": "run"} in noted:
+                bench.cancelled = "client luna"
+            super().update(*noted)
+
+    bench.journal = Slow()
+    outcome = bench.run(target=bench.target("second"), restore_after=True)
+    assert (outcome.result, outcome.error) == ("fail", "cancelled by client luna")
+    assert outcome.target_restored is True
+    assert bench.aio.calls() == []
+    # The control is the same without a word.
+    bench.cancelled, bench.job, bench.journal = None, new_session(), {}
+    assert bench.run(target=bench.target("second"), restore_after=True).result == "success"
+
+
 def test_cancelled_while_containers_come_up(bench: Bench) -> None:
     bench.aio.turn("apache-dies")
     with bench.running(health_timeout=60) as end:
