@@ -31,7 +31,7 @@ def masked_request(text: str) -> str:
         bare = piece.lstrip("'\"\\")
         is_option = bare.startswith("-")
         pieces.append(MASK if is_expected and not is_option else _without_credentials(piece))
-        is_expected = is_option and "=" not in bare and _is_secret(bare)
+        is_expected = is_option and "=" not in bare and is_secret_name(bare)
     return "".join(pieces)
 
 
@@ -68,7 +68,7 @@ def _pieces(text: str) -> list[str]:
 def _without_credentials(word: str) -> str:
     position = word.find("=")
     while position >= 0:
-        if _is_secret(_name_before(word, position)):
+        if is_secret_name(_name_before(word, position)):
             return f"{_without_passwords(word[: position + 1])}{MASK}{_closing(word)}"
         position = word.find("=", position + 1)
     return _without_passwords(word)
@@ -95,7 +95,8 @@ def _name_before(word: str, end: int) -> str:
     return word[start:end]
 
 
-def _is_secret(name: str) -> bool:
+def is_secret_name(name: str) -> bool:
+    """Whether a variable, an option or a key of that name holds a secret."""
     lower = name.lower()
     return any(part in lower for part in _SECRET)
 

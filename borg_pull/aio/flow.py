@@ -29,7 +29,7 @@ from borg_pull.aio.configuration import (
 )
 from borg_pull.aio.engine import Container, Engine, EngineError
 from borg_pull.aio.jobs import MAX_LINE
-from borg_pull.aio.texts import MAX_TARGET, MAX_TEXT, brief
+from borg_pull.aio.texts import MAX_TARGET, MAX_TEXT, Secrets, brief
 from borg_pull.aio.verdict import (
     INITIALISED,
     REFUSED_TARGET,
@@ -39,7 +39,6 @@ from borg_pull.aio.verdict import (
     Verdict,
     verdict,
 )
-from borg_pull.credentials import MASK, masked
 from borg_pull.errors import (
     BORG_ERROR,
     BORG_SUCCESS,
@@ -73,7 +72,6 @@ _LOG_LINES = 50  # that the verdict looks at
 _VERDICT_ATTEMPTS = 20
 _MOST_LINES = 1000  # that wait to be told
 _MAX_LINE_BYTES = 4 * MAX_LINE  # as many as its characters may take
-_MIN_SECRET = 8  # characters: shorter ones are words, too
 
 State = Literal[
     "preflight", "switch-target", "run", "watch", "verdict", "health", "restore-target", "done"
@@ -180,7 +178,7 @@ class Flow:
         self._note = note
         self._cancelled_by = cancelled_by
         self._pace = pace or Pace()
-        self._secrets: tuple[str, ...] = ()
+        self._secrets = Secrets({})
         self._target: TargetKeys = {}
         self._previous: TargetKeys | None = None
         self._before: Container | None = None
@@ -253,7 +251,7 @@ class Flow:
                 f"the container {settings.mastercontainer} does not run", "start Nextcloud AIO"
             )
         content = self._configuration.read()
-        self._secrets = _secrets(content.values)
+        self._secrets = Secrets(content.values)
         if not content.is_set_up:
             raise FailedError(
                 "Nextcloud AIO is not set up: its script would do nothing and end with 0",
@@ -440,7 +438,7 @@ class Flow:
                     return True
                 origin, line = entry
                 if not self._events.is_full:
-                    self._events.output(origin, self._masked(line))
+                    self._events.output(origin, self._secrets.masked(line))
         return False
 
     def _ended(self, program: str) -> _Watched | None:
@@ -593,7 +591,7 @@ class Flow:
                 before=None if self._before is None else self._before.start,
                 container=found,
                 log=log,
-                errors=[self._masked(line) for line in both],
+                errors=[self._secrets.masked(line) for line in both],
                 target=self._target,
                 has_initialised=self._configuration.has_beside(INITIALISED),
             )
@@ -689,11 +687,6 @@ class Flow:
         who = self._cancelled_by()
         if who is not None:
             raise _CancelledError(f"cancelled by {who}")
-
-    def _masked(self, line: str) -> str:
-        for secret in self._secrets:
-            line = line.replace(secret, MASK)
-        return masked(line)
 
 
 def restored(
@@ -855,11 +848,3 @@ def _lines(stream: Iterator[tuple[Origin, bytes]]) -> Iterator[tuple[Origin, str
 
 def _text(line: bytes) -> str:
     return line[:_MAX_LINE_BYTES].decode("utf-8", "backslashreplace").rstrip("\r")
-
-
-def _secrets(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """AIO's own, which its output may hold."""
-    kept = values.get("secrets")
-    found = [*kept.values()] if isinstance(kept, dict) else []
-    found.append(values.get("password"))
-    return tuple(text for text in found if isinstance(text, str) and len(text) >= _MIN_SECRET)
