@@ -17,6 +17,7 @@ from borg_pull.aio.engine import Engine, Origin
 from borg_pull.aio.flow import Flow, Outcome, Pace, Plan, _lines
 from borg_pull.aio.jobs import Jobs
 from borg_pull.aio.journal import prepare
+from borg_pull.aio.texts import Secrets
 from borg_pull.aio_policy import AioSettings, Target
 from borg_pull.audit import new_session
 from tests.aio.proxy import EXEC, INSPECT, LIST, LOGS, Proxy
@@ -320,9 +321,9 @@ def test_log_without_end_is_not_told_without_end(
 ) -> None:
     """What the backup container has written is not told for ever; what is not kept costs little."""
     masked: list[str] = []
-    mask = Flow._masked
+    mask = Secrets.masked
 
-    def counted(self: Flow, line: str) -> str:
+    def counted(self: Secrets, line: str) -> str:
         masked.append(line)
         return mask(self, line)
 
@@ -331,7 +332,7 @@ def test_log_without_end_is_not_told_without_end(
             yield "stdout", b"x" * 50 + b"\n"
 
     monkeypatch.setattr(Engine, "follow", endless)
-    monkeypatch.setattr(Flow, "_masked", counted)
+    monkeypatch.setattr(Secrets, "masked", counted)
     monkeypatch.setattr("borg_pull.aio.flow._LOG_SECONDS", 1)
     monkeypatch.setattr("borg_pull.aio.jobs.MAX_OUTPUT_BYTES", 20_000)
     outcome = bench.run(health_timeout=1)
