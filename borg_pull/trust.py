@@ -208,7 +208,8 @@ def _resolve(path: str, trust: Trust) -> str:
 def _check_owner_and_mode(path: str, status: os.stat_result, trust: Trust, *, own: bool) -> None:
     if status.st_uid != 0 and not (own and status.st_uid == trust.uid):
         owner = "root or this account" if own else "root"
-        raise _unusable(path, f"belongs to uid {status.st_uid}, not to {owner}")
+        hint = None if own else f"if you trust what is in it, run chown root {path}"
+        raise _unusable(path, f"belongs to uid {status.st_uid}, not to {owner}", hint)
     if status.st_mode & _WRITABLE_BY_OTHERS:
         hint = f"run chmod go-w {path}"
         if status.st_mode & stat.S_ISVTX:

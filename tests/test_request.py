@@ -120,7 +120,7 @@ class TestNoRequest:
 
     @pytest.mark.parametrize("command", ["", " ", "--", "-p", "-C lz4"])
     def test_without_a_verb(self, command: str) -> None:
-        assert "the request names no verb; known are create, init, list" in refusal(command)
+        assert "the request names no verb; hello tells yours" in refusal(command)
 
     @pytest.mark.parametrize("verb", ["serve", "delete", "Create", "creat", "create\u200b", "''"])
     def test_with_another_verb(self, verb: str) -> None:

@@ -121,7 +121,10 @@ class TestTrustedFiles:
     @pytest.mark.parametrize("uid", [ACCOUNT, STRANGER])
     def test_a_file_of_somebody_elses(self, place: Path, uid: int) -> None:
         path = made(place / "file", uid=uid)
-        assert refusal(lambda: read(path)) == f"{path} belongs to uid {uid}, not to root"
+        assert refusal(lambda: read(path)) == (
+            f"{path} belongs to uid {uid}, not to root; if you trust what is in it, "
+            f"run chown root {path}"
+        )
 
     def test_the_accounts_own_file_where_that_is_allowed(self, place: Path) -> None:
         assert read(made(place / "mine", uid=ACCOUNT), own=True) == b"content"

@@ -340,7 +340,7 @@ def _role_risks(rules: ClientRules, features: Features) -> Iterator[tuple[str, s
             return
         may = [verb for verb, needs in NEEDS.items() if needs.switches]
         granted = [spelling(verb) for verb in may if missing(verb, rules.role, features) is None]
-        yield "admin", "role", f"whoever holds the client's key can {', '.join(granted)}"
+        yield "admin", "role", f"whoever holds the client's key may ask for {', '.join(granted)}"
         return
     rank = ROLES.index(rules.role)
     for key, least in (("actions", "action"), ("aio_targets", "backup")):
@@ -671,7 +671,8 @@ def _risks(rules: ClientRules) -> Iterator[tuple[str, str, str]]:
                 "in one too",
             )
     makes_archives = "create" in rules.allow and rules.role in ("backup", "admin")
-    if makes_archives and not rules.paths and not rules.trees:
+    is_of_aio = rules.actions or rules.aio_targets
+    if makes_archives and not rules.paths and not rules.trees and not is_of_aio:
         yield "no-path", "paths", "there is neither a path nor a tree to create an archive of"
     if "exclude" in rules.flags:
         yield (

@@ -225,13 +225,13 @@ class Engine:
             self._client = None
             raise EngineError(
                 f"engine: {self.address} does not answer: {_cause(error)}",
-                "is the engine running, and engine or DOCKER_HOST its address?",
+                "start it, or set aio.engine (without that DOCKER_HOST) to its address",
             ) from error
         except _ODD as error:
             raise EngineError(
                 f"engine: cannot {what}: {self.address} gives no answer of an engine's: "
                 f"{type(error).__name__}",
-                "is engine or DOCKER_HOST the address of a container engine?",
+                "set aio.engine (without that DOCKER_HOST) to the address of a container engine",
             ) from error
 
     def _forbidden(self, what: str) -> EngineError:

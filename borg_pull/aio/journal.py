@@ -114,3 +114,4 @@ def prepare(state_dir: str) -> None:
         trust = Trust(enforced=True, uid=os.geteuid())
         check_directories(path, trust, own=True)
         check_own_directory(path, trust)
+        os.chmod(path, 0o700)

@@ -103,6 +103,7 @@ def actions(policy: AioPolicy) -> JSONValue:
     """The answer to ``actions``."""
     return {
         "type": "actions",
+        "version": 1,
         "actions": [
             {
                 "name": action.name,

@@ -664,7 +664,7 @@ def _lockdown_answer(invocation: Invocation) -> JSONValue:
     found = lockdown.read(invocation.config)
     names = ("since", "by", "reason", "client")
     told = {name: None if found is None else getattr(found, name) for name in names}
-    return {"type": "lockdown", "locked": found is not None, **told}
+    return {"type": "lockdown", "version": 1, "locked": found is not None, **told}
 
 
 def _answer_hello(admitted: Admitted) -> int:

@@ -184,8 +184,7 @@ def _sort_words(
         else:
             operands.append(word)
     if verb is None:
-        known = ", ".join(map(spelling, VERBS))
-        raise RequestError("the request names no verb", f"known are {known}")
+        raise RequestError("the request names no verb", "hello tells yours")
     return verb, given, operands
 
 
@@ -203,8 +202,7 @@ def _verb(word: str, remaining: Iterator[str]) -> Verb:
         word = joined
     verb = VERBS.get(word)
     if verb is None:
-        known = ", ".join(map(spelling, VERBS))
-        raise RequestError(f"unknown verb {quoted(word)}", f"known are {known}")
+        raise RequestError(f"unknown verb {quoted(word)}", "hello tells yours")
     return verb
 
 

@@ -70,7 +70,9 @@ def test_a_run_that_is_looked_at(host: Host) -> None:
 
 def test_how_aio_stands(host: Host) -> None:
     host.configure(actions=CHECK)
+    host.state.mkdir(mode=0o755)
     assert host.run("job").returncode == 77
+    assert host.state.stat().st_mode & 0o777 == 0o700
     assert host.run("run", "nightly").returncode == 0
     assert host.run("run", "check").returncode == 0
     sound = host.run("status")

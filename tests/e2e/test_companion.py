@@ -121,6 +121,7 @@ def test_what_the_whitelist_answers_takes_no_companion(site: Site) -> None:
     assert (result.exit, result.errors) == (0, "")
     assert json.loads(result.stdout) == {
         "type": "actions",
+        "version": 1,
         "actions": [
             {
                 "name": "nightly",
@@ -289,6 +290,7 @@ def test_a_lockdown_lets_an_admins_key_look_and_lift(
     status = site.pull("lockdown status")
     assert json.loads(status.stdout) == {
         "type": "lockdown",
+        "version": 1,
         "locked": True,
         "since": "2026-11-21T00:00:00Z",
         "by": "luna",
