@@ -9,6 +9,7 @@ opened twice by its name.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from borg_pull.aio.texts import MAX_TARGET, brief
 from borg_pull.credentials import masked
@@ -34,6 +35,12 @@ _ATTEMPTS = 20
 
 _HALF_WRITTEN_ATTEMPTS = 4
 _HALF_WRITTEN_SECONDS = 0.2
+
+_REMEDIES = {
+    errno.EROFS: "mount its file system writable; if it went read-only by itself, look at the disk",
+    errno.EACCES: "run this as root, unconfined",
+    errno.EPERM: "run this as root, unconfined; is the file or its directory immutable (lsattr)?",
+}
 
 TargetKeys = dict[str, Any]
 """The keys of the target that the file has, and their values as they stand there."""
@@ -136,12 +143,9 @@ class AioConfiguration:
         return self._read_once(directory)
 
     def _read_once(self, directory: int) -> Content:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            with open(os.open(self._name, flags, dir_fd=directory), "rb") as file:
+            with self._regular(directory) as file:
                 status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise ConfigurationError(f"{self.path} is not a regular file")
                 text = file.read(_MAX_BYTES + 1)
                 attributes = {
                     name: os.getxattr(file.fileno(), name) for name in os.listxattr(file.fileno())
@@ -161,6 +165,20 @@ class AioConfiguration:
         if not isinstance(values, dict):
             raise ConfigurationError(f"{self.path} is not a JSON object")
         return Content(values=values, status=status, attributes=attributes)
+
+    @contextlib.contextmanager
+    def _regular(self, directory: int) -> Iterator[BinaryIO]:
+        """The file, which is looked at before it is opened: opening a device may do something."""
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        place = os.open(self._name, flags, dir_fd=directory)
+        try:
+            if not stat.S_ISREG(os.fstat(place).st_mode):
+                raise ConfigurationError(f"{self.path} is not a regular file")
+            descriptor = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(place)
+        with open(descriptor, "rb") as file:
+            yield file
 
     def _replace(self, directory: int, content: Content, wanted: TargetKeys) -> bool:
         """False, and nothing done, when AIO has written the file since it was read."""
@@ -199,7 +217,9 @@ class AioConfiguration:
                 raise
             os.fsync(directory)
         except OSError as error:
-            raise SystemRefusedError.because(f"{self.path} cannot be replaced", error) from error
+            refused = SystemRefusedError.because(f"{self.path} cannot be replaced", error)
+            refused.hint = refused.hint or _REMEDIES.get(error.errno or 0)
+            raise refused from error
         return True
 
     def _remove_drafts(self, directory: int) -> None:

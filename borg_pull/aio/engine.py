@@ -193,7 +193,8 @@ class Engine:
             missing=b"",
         )
         text: str = content[-_MAX_LOG_BYTES:].decode("utf-8", "backslashreplace")
-        return text.splitlines()
+        # No other character ends one: what a program writes over on a terminal is not a line.
+        return text.removesuffix("\n").split("\n")
 
     def _call(
         self,

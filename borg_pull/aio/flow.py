@@ -37,6 +37,7 @@ from borg_pull.aio.verdict import (
     Result,
     Seen,
     Verdict,
+    is_new,
     verdict,
 )
 from borg_pull.errors import (
@@ -68,10 +69,13 @@ _GREETING = b"SSH-"
 _ASK_SECONDS = 20  # that a container may take to say what runs in it
 _ASK_POLL = 0.05
 _LOG_SECONDS = 5  # that the engine may take to tell the end of an ended container's log
+_LATE_SECONDS = 30  # that a last look at all containers may take
 _LOG_LINES = 50  # that the verdict looks at
 _VERDICT_ATTEMPTS = 20
 _MOST_LINES = 1000  # that wait to be told
 _MAX_LINE_BYTES = 4 * MAX_LINE  # as many as its characters may take
+
+Start = tuple[str, float | None]
 
 State = Literal[
     "preflight", "switch-target", "run", "watch", "verdict", "health", "restore-target", "done"
@@ -185,6 +189,8 @@ class Flow:
         self._master: Container | None = None
         self._expected: list[str] = []
         self._began = 0.0
+        self._steady = 0.0
+        self._earliest = 0.0
         self._deadline = 0.0
         self._known: dict[str, tuple[str, str | None]] = {}
         self._lines: queue.Queue[tuple[str, str] | None] = queue.Queue(_MOST_LINES)
@@ -246,7 +252,12 @@ class Flow:
         """Raises BorgPullError for what would make a backup fail, or harm one that runs."""
         settings = self._settings
         self._master = self._engine.inspect(settings.mastercontainer)
-        if self._master is None or not self._master.running:
+        if self._master is None:
+            raise FailedError(
+                f"there is no container {settings.mastercontainer}",
+                "is Nextcloud AIO installed, and aio.mastercontainer its name?",
+            )
+        if not self._master.running:
             raise FailedError(
                 f"the container {settings.mastercontainer} does not run", "start Nextcloud AIO"
             )
@@ -374,13 +385,19 @@ class Flow:
         self._check_cancelled()
         if not is_same(self._configuration.read().target, self._target):
             raise BusyError("AIO's target was changed meanwhile", "try again")
+        settings = self._settings
+        program = self._engine.start(settings.mastercontainer, [SCRIPT], self._plan.environment())
+        # The one that the script is to run in; it may be another than that of preflight.
+        self._master = self._engine.inspect(settings.mastercontainer)
+        began = self._began
+        if not began:
+            self._before = self._engine.inspect(settings.borgbackup_container)
+            began = time.time()
+        self._note({"program": program, "began": began, "before": self._last_start()})
         if not self._began:
-            self._began = time.time()
-            self._deadline = time.monotonic() + self._plan.timeout
-        program = self._engine.start(
-            self._settings.mastercontainer, [SCRIPT], self._plan.environment()
-        )
-        self._note({"program": program, "began": self._began})
+            self._began = self._earliest = began
+            self._steady = time.monotonic()
+            self._deadline = self._steady + self._plan.timeout
         self._read_in_background(self._engine.stream(program), script=True)
         self._enter_anyway("watch")
         return self._watch(program)
@@ -423,6 +440,7 @@ class Flow:
         between."""
         looked = 0.0
         while time.monotonic() < self._deadline:
+            self._look_at_clock()
             if time.monotonic() - looked >= self._pace.look:
                 self._look()
                 looked = time.monotonic()
@@ -485,7 +503,7 @@ class Flow:
         self._tell_of_slow_ones(found)
         if found is not None and self._is_ours(found) and found.start != self._read_start:
             self._read_start = found.start
-            log = self._engine.follow(found.id, since=self._began)
+            log = self._engine.follow(found.id, since=self._since(found))
             self._log_reader = self._read_in_background(log, script=False)
 
     def _tell(self, name: str, container: Container | None) -> None:
@@ -516,14 +534,17 @@ class Flow:
                     self._slow.add(name)
                     self._events.add("container", name=name, status="running", error=error)
 
+    def _look_at_clock(self) -> None:
+        """One that is set back has what comes later begin before our start."""
+        by_now = time.time() - (time.monotonic() - self._steady)
+        self._earliest = min(self._earliest, by_now)
+
+    def _last_start(self) -> Start | None:
+        return None if self._before is None else self._before.start
+
     def _is_ours(self, container: Container) -> bool:
-        """Whether the backup container was started since the script was."""
-        before = None if self._before is None else self._before.start
-        return (
-            container.start != before
-            and container.started_at is not None
-            and container.started_at >= self._began
-        )
+        """Whether the backup container was started since the script was. No clock tells that."""
+        return is_new(container, self._last_start())
 
     def _wait_for_mastercontainer(self) -> None:
         """Until AIO's update of itself is over. Raises _DeadlineError."""
@@ -540,7 +561,6 @@ class Flow:
                     and master.running
                     and master.health in (None, "healthy")
                 ):
-                    self._master = master
                     return
             time.sleep(self._pace.poll)
         raise _DeadlineError
@@ -573,6 +593,7 @@ class Flow:
 
     def _verdict(self) -> Outcome:
         name = self._settings.borgbackup_container
+        self._look_at_clock()
         for attempt in range(_VERDICT_ATTEMPTS):
             try:
                 found = self._engine.inspect(name)
@@ -587,9 +608,11 @@ class Flow:
         judged = verdict(
             Seen(
                 kind=self._plan.kind,
-                began=self._began,
-                before=None if self._before is None else self._before.start,
+                began=self._earliest,
+                before=self._last_start(),
+                name=name,
                 container=found,
+                has_run=self._read_start is not None,
                 log=log,
                 errors=[self._secrets.masked(line) for line in both],
                 target=self._target,
@@ -602,7 +625,14 @@ class Flow:
     def _log_of(self, container: Container | None, *, stderr: bool) -> list[str]:
         if container is None:
             return []
-        return self._engine.logs(container.id, since=self._began, stderr=stderr, tail=_LOG_LINES)
+        since = self._since(container)
+        return self._engine.logs(container.id, since=since, stderr=stderr, tail=_LOG_LINES)
+
+    def _since(self, container: Container) -> float:
+        """When the lines of its log begin that can be ours. One that is started anew keeps what it
+        wrote before."""
+        is_same_one = self._before is not None and self._before.id == container.id
+        return self._began if is_same_one else self._earliest
 
     def _healthy(self, outcome: Outcome) -> Outcome:
         """``outcome``, and what became of the containers that were to be up again."""
@@ -626,7 +656,7 @@ class Flow:
     def _amiss(self, deadline: float) -> list[str]:
         amiss = []
         for name in self._expected:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline + _LATE_SECONDS:
                 amiss.append(name)
                 continue
             found = self._engine.inspect(name)
@@ -676,7 +706,7 @@ class Flow:
             return outcome
         try:
             self._enter_anyway("restore-target")
-            if self._began and is_unread(self._engine, self._settings, self._began):
+            if self._began and is_unread(self._engine, self._settings, self._last_start()):
                 later = "AIO's previous target is put back once its script has ended"
                 return replace(_worse(outcome, later), is_settled=False)
             return restored(outcome, self._configuration, self._previous, self._target)
@@ -725,12 +755,12 @@ def keys_of_target(target: Target) -> TargetKeys:
     return keys_of(host_location=target.host_location, remote_repo=target.remote_repo)
 
 
-def is_unread(engine: Engine, settings: AioSettings, began: float) -> bool:
+def is_unread(engine: Engine, settings: AioSettings, before: Start | None) -> bool:
     """Whether AIO's script may still read the target: it runs, and has started no backup since
-    ``began``. So it may for all that is known while the engine does not answer."""
+    ``before``. So it may for all that is known while the engine does not answer."""
     try:
         backup = engine.inspect(settings.borgbackup_container)
-        if backup is not None and backup.started_at is not None and backup.started_at >= began:
+        if backup is not None and is_new(backup, before):
             return False
         master = engine.inspect(settings.mastercontainer)
         is_there = master is not None and master.running

@@ -418,7 +418,8 @@ class Runs:
             return replace(outcome, is_settled=True)
         try:
             aio = self._policy.aio
-            if "began" in entry and is_unread(Engine(aio.engine), aio, entry["began"]):
+            before = tuple(entry.get("before") or ()) or None
+            if "began" in entry and is_unread(Engine(aio.engine), aio, before):
                 return replace(outcome, is_settled=False)
             configuration = AioConfiguration(aio.configuration_file)
             return restored(outcome, configuration, previous, entry["ours"])

@@ -5,7 +5,7 @@ Pure: it judges what others have looked at.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +23,8 @@ SUCCESS_LINES: Mapping[Kind, str] = {
     "backup": "Backup finished successfully on ",
     "check": "Check finished successfully on ",
 }
+_SIGNALLED = 128  # exit codes above are signals'
+_KILL = 9
 INITIALISED = "borg.config"
 """What AIO has beside its configuration once it has made a repository."""
 REFUSED_TARGET = (
@@ -49,10 +51,15 @@ class Seen:
 
     kind: Kind
     began: float
-    """When the script was started, in seconds since the epoch."""
+    """When the script was started, in seconds since the epoch: the earliest that the clock, which
+    may have been set back since, has for it."""
     before: tuple[str, float | None] | None
     """The backup container's last start before that; None when there was none."""
+    name: str
+    """Of the backup container."""
     container: Container | None
+    has_run: bool
+    """Whether it was seen to have been started since then."""
     log: Sequence[str]
     """The last lines of the backup container's standard output."""
     errors: Sequence[str]
@@ -67,13 +74,8 @@ def verdict(seen: Seen) -> Verdict:
     """Success only with all of the evidence."""
     container = seen.container
     evidence = _evidence(seen)
-    if container is None or container.start == seen.before or not _is_after(container, seen.began):
-        return Verdict(
-            result="fail",
-            error=f"AIO started no {seen.kind}",
-            hint="what its script said tells why; see the job's output",
-            evidence=evidence,
-        )
+    if container is None or not is_new(container, seen.before):
+        return _not_there(seen, evidence)
     if container.running or container.finished_at is None or container.exit_code is None:
         return Verdict(
             result="unknown",
@@ -83,22 +85,48 @@ def verdict(seen: Seen) -> Verdict:
         )
     for error, hint in _faults(seen, container):
         return Verdict(result="fail", error=error, hint=hint, evidence=evidence)
-    if not evidence["success_line"]:
-        return Verdict(
-            result="unknown",
-            error=f"the container of the {seen.kind} ended with 0, but its output not with success",
-            hint="look at its log, and at AIO's interface",
-            evidence=evidence,
-        )
+    for error in _doubts(container, seen, evidence):
+        hint = "look at its log, and at AIO's interface"
+        return Verdict(result="unknown", error=error, hint=hint, evidence=evidence)
     return Verdict(result="success", error=None, hint=None, evidence=evidence)
+
+
+def is_new(container: Container, before: tuple[str, float | None] | None) -> bool:
+    """Whether this is another start than ``before``, the last one then."""
+    return container.started_at is not None and container.start != before
+
+
+def _not_there(seen: Seen, evidence: Mapping[str, JSONValue]) -> Verdict:
+    result: Result = "fail"
+    error = f"AIO started no {seen.kind}"
+    hint = "what its script said tells why; see the job's output"
+    if seen.has_run:
+        result = "unknown"
+        error = f"the container of the {seen.kind} vanished before it had told how it ended"
+        hint = "look at AIO's interface"
+    elif seen.container is None:
+        error += f": there is no container {seen.name}"
+        hint = f"is aio.borgbackup_container its name? If so, {hint}"
+    return Verdict(result=result, error=error, hint=hint, evidence=evidence)
+
+
+def _doubts(container: Container, seen: Seen, evidence: Mapping[str, JSONValue]) -> Iterator[str]:
+    """What is missing of the evidence of a container that has ended with 0."""
+    what = f"the container of the {seen.kind} ended with 0, but"
+    if not evidence["success_line"]:
+        yield f"{what} its output not with success"
+    if not evidence["started_after_us"]:
+        yield f"{what} was started before AIO's script was, by the clock"
+    if "BORG_MODE" not in container.told or _went_to(container) is None:
+        yield f"{what} its environment does not say what it did, or where"
 
 
 def _faults(seen: Seen, container: Container) -> list[tuple[str, str | None]]:
     found: list[tuple[str, str | None]] = []
     if container.exit_code != 0:
-        why = "; it ran out of memory" if container.out_of_memory else ""
         said = next((line for line in reversed(seen.errors) if line.strip()), "")
-        error = f"the {seen.kind} failed: exit code {container.exit_code}{why}: {said[:300]}"
+        error = f"the {seen.kind} failed: exit code {container.exit_code}{_why(container)}"
+        error += f": {said[:300]}" if said else ""
         is_refused = seen.has_initialised and any(INITIALISED in line for line in seen.errors)
         found.append((error, REFUSED_TARGET if is_refused else None))
     mode = container.told.get("BORG_MODE")
@@ -109,6 +137,16 @@ def _faults(seen: Seen, container: Container) -> list[tuple[str, str | None]]:
         error = f"it went to {shown(went)}, not to {shown(seen.target)}"
         found.append((error, "something else changed AIO's target meanwhile"))
     return found
+
+
+def _why(container: Container) -> str:
+    """What an exit code does not say to everybody."""
+    if container.out_of_memory:
+        return "; it ran out of memory"
+    signal = (container.exit_code or 0) - _SIGNALLED
+    if signal <= 0:
+        return ""
+    return f", killed by signal {signal}" + (" (out of memory?)" if signal == _KILL else "")
 
 
 def _evidence(seen: Seen) -> dict[str, JSONValue]:

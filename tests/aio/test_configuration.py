@@ -7,6 +7,8 @@ import os
 import stat
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,53 @@ def _fifo(place: Path) -> Path:
     (place / "configuration.json").unlink()
     os.mkfifo(place / "configuration.json")
     return place
+
+
+@pytest.mark.needs_root
+def test_device_is_not_opened(place: Path) -> None:
+    """Opening one may do something: this one makes a terminal. With the file for a control."""
+    path = place / "configuration.json"
+    opened: list[str] = []
+    with watched(opened):
+        the(place).read()
+    assert opened == ["configuration.json", "/proc/self/fd"]
+    path.unlink()
+    os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(5, 2))
+    del opened[:]
+    with watched(opened), pytest.raises(ConfigurationError, match="not a regular file"):
+        the(place).read()
+    assert opened == ["configuration.json"]
+
+
+@contextmanager
+def watched(opened: list[str]) -> Iterator[None]:
+    """Have ``opened`` hold what os.open is given; the first one only looks."""
+    plain = os.open
+
+    def noting(path: str, flags: int, *more: Any, **options: Any) -> int:
+        if opened or options:
+            assert bool(flags & os.O_PATH) is (path == "configuration.json")
+            opened.append(path if "/proc" not in path else os.path.dirname(path))
+        return plain(path, flags, *more, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("borg_pull.aio.configuration.os.open", noting)
+        yield
+
+
+@pytest.mark.needs_root
+def test_read_only_file_system(tmp_path: Path) -> None:
+    """What is refused says what to do."""
+    disk = Disk(tmp_path)
+    try:
+        (tmp_path / "configuration.json").write_text(json.dumps(OTHERS | FIRST))
+        mount = ("/usr/bin/mount", "-o", "remount,ro", tmp_path)
+        subprocess.run(mount, check=True)
+        with pytest.raises(SystemRefusedError, match="Read-only file system") as caught:
+            the(tmp_path).replace_target(FIRST, SECOND)
+        assert "mount its file system writable" in str(caught.value.hint)
+    finally:
+        disk.unmount()
 
 
 @pytest.mark.parametrize("plant", [_link_to_it, _link_above_it, _fifo])

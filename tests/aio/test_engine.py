@@ -165,6 +165,20 @@ def test_log_that_is_followed_lasts_longer_than_an_answer_may(
     assert list(engine.follow("nobody", since=began)) == []
 
 
+def test_lines_of_a_log_end_where_a_program_ends_them(aio: StandIn) -> None:
+    """What it writes over on a terminal, or a separator of other texts, begins no line."""
+    began = time.time()
+    lines = ("failed\\rBackup finished successfully on x", "failed\\342\\200\\250Backup finished")
+    command = f"printf '{lines[0]}\\n{lines[1]}\\n'"
+    container = aio.container("talks", ["sh", "-c", command, str(aio.root)])
+    aio.daemon.client.wait(container, timeout=20)
+    said = Engine(aio.daemon.address).logs(container, since=began)
+    assert said == [
+        "failed\rBackup finished successfully on x",
+        "failed\u2028Backup finished",
+    ]
+
+
 def test_frames_are_taken_apart_wherever_they_were_cut_up() -> None:
     frames = [b"one", b"", b"two" * 100, b"x"]
     data = b"".join(b"\x01\0\0\0" + len(frame).to_bytes(4, "big") + frame for frame in frames)

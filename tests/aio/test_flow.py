@@ -255,6 +255,116 @@ def test_mastercontainer_dies_without_an_update(bench: Bench) -> None:
     assert bench.states().count("run") == 1
 
 
+def test_mastercontainer_replaced_before_the_script(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not that one which goes: the script ends by itself, and is not run again."""
+    switch = Flow._switch_target
+
+    def replaced(self: Flow) -> None:
+        switch(self)
+        bench.aio.daemon.client.remove_container(MASTER, force=True)
+        bench.aio.mastercontainer()
+
+    monkeypatch.setattr(Flow, "_switch_target", replaced)
+    outcome = bench.run(automatic_updates=True)
+    assert (outcome.result, outcome.error) == ("success", None)
+    assert len(bench.aio.calls()) == 1
+    assert len(bench.aio.archives("first")) == 1
+
+
+@contextmanager
+def clock_set_back(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[Callable[[], None]]:
+    """Ours is ahead of the engine's until what is handed out sets it back."""
+    ahead = [seconds]
+    plain = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr("borg_pull.aio.flow.time.time", lambda: plain() + ahead[0])
+        yield lambda: ahead.__setitem__(0, 0.0)
+
+
+@pytest.mark.parametrize("is_set_back", [True, False])
+def test_clock_set_back_in_a_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, is_set_back: bool
+) -> None:
+    """The backup is waited for, and is one; when only the engine's clock is another, nobody can
+    tell by it, and there is no success."""
+    bench.aio.turn("hold")
+    with clock_set_back(monkeypatch, 3600) as set_back, bench.running() as end:
+        bench.wait_for_output("waiting for the backup")
+        if is_set_back:
+            set_back()
+        time.sleep(1)
+        assert bench.states()[-1] == "watch"
+        bench.aio.release("hold")
+        outcome = end()
+    error = None
+    if not is_set_back:
+        error = "the container of the backup ended with 0, but its output not with success"
+    assert (outcome.result, outcome.error) == ("success" if is_set_back else "unknown", error)
+
+
+def test_clock_set_back_makes_no_success_of_an_older_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.aio.turn("never-started")
+    bench.aio.container(BACKUP, ["sh", "-c", "echo Backup finished successfully on yesterday"])
+    bench.aio.daemon.client.wait(BACKUP, timeout=20)
+    with clock_set_back(monkeypatch, 3600) as set_back, bench.running() as end:
+        bench.wait_for_output("the script begins")
+        set_back()
+        outcome = end()
+    assert (outcome.result, outcome.error) == ("fail", "AIO started no backup")
+
+
+@pytest.mark.parametrize("was_seen", [True, False])
+def test_backup_container_that_is_not_there(bench: Bench, was_seen: bool) -> None:
+    """One that was removed in mid-run may have made a backup; none of that name has made none."""
+    bench.aio.turn("hold" if was_seen else "never-started")
+    with bench.running() as end:
+        if was_seen:
+            until(
+                lambda: any(
+                    (event["name"], event["status"]) == (BACKUP, "running")
+                    for event in bench.events("container")
+                ),
+                seconds=20,
+                what="the backup container",
+            )
+            bench.aio.daemon.client.remove_container(BACKUP, force=True)
+        outcome = end()
+    if was_seen:
+        error = "the container of the backup vanished before it had told how it ended"
+        assert (outcome.result, outcome.error) == ("unknown", error)
+    else:
+        error = f"AIO started no backup: there is no container {BACKUP}"
+        assert (outcome.result, outcome.error) == ("fail", error)
+        assert "aio.borgbackup_container" in str(outcome.hint)
+
+
+def test_no_such_mastercontainer(bench: Bench) -> None:
+    bench.aio.daemon.client.remove_container(MASTER, force=True)
+    outcome = bench.run()
+    assert (outcome.result, outcome.error) == ("fail", f"there is no container {MASTER}")
+    assert "aio.mastercontainer" in str(outcome.hint)
+
+
+def test_engine_gone_at_the_start_of_the_script(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing has run, so that is no unknown end, and nothing waits for AIO's script."""
+    switch = Flow._switch_target
+
+    def gone(self: Flow) -> None:
+        switch(self)
+        self._engine = Engine("unix:///nowhere/docker.sock")
+
+    monkeypatch.setattr(Flow, "_switch_target", gone)
+    outcome = bench.run(target=bench.target("second"), restore_after=True)
+    assert (outcome.result, outcome.exit, outcome.target_restored) == ("fail", 69, True)
+    assert bench.aio.calls() == []
+
+
 def test_check_is_followed_to_its_end(bench: Bench) -> None:
     """AIO's script returns while it still runs."""
     assert bench.run().result == "success"
@@ -531,6 +641,14 @@ def test_remote_target_out_of_reach(bench: Bench, greeting: bytes | None) -> Non
     assert (outcome.result, outcome.exit) == ("fail", 2)
     assert "does not answer" in str(outcome.error) or "no sshd" in str(outcome.error)
     assert bench.aio.configuration.read_bytes() == before
+    assert bench.aio.calls() == []
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..example", ".example"])
+def test_name_that_cannot_be_one(bench: Bench, host: str) -> None:
+    target = Target(name="far", remote_repo=f"ssh://borg@{host}:22/x", host_location=None)
+    outcome = bench.run(target=target, restore_after=True)
+    assert (outcome.result, outcome.exit) == ("fail", 2)
     assert bench.aio.calls() == []
 
 

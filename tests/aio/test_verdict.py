@@ -28,6 +28,8 @@ SEEN = Seen(
     kind="backup",
     began=100.0,
     before=("b" * 64, 50.0),
+    name="nextcloud-aio-borgbackup",
+    has_run=True,
     container=CONTAINER,
     log=["Compacting", SUCCESS, ""],
     errors=["Compacting", SUCCESS, ""],
@@ -46,13 +48,22 @@ def test_all_of_the_evidence() -> None:
 @pytest.mark.parametrize(
     ("container", "result", "said"),
     [
-        (None, "fail", "started no backup"),
-        ({"started_at": None}, "fail", "started no backup"),
-        ({"started_at": 99.0}, "fail", "started no backup"),
-        ({"id": "b" * 64, "started_at": 50.0}, "fail", "started no backup"),
+        (None, "unknown", "vanished before it had told how it ended"),
+        ({"started_at": None}, "unknown", "vanished"),
+        ({"started_at": 99.0}, "unknown", "started before AIO's script was, by the clock"),
+        ({"id": "b" * 64, "started_at": 50.0}, "unknown", "vanished"),
         ({"running": True, "finished_at": None, "exit_code": None}, "unknown", "has not ended"),
         ({"exit_code": 1}, "fail", "exit code 1"),
         ({"exit_code": 137, "out_of_memory": True}, "fail", "ran out of memory"),
+        ({"exit_code": 137}, "fail", "code 137, killed by signal 9 (out of memory?): Backup"),
+        ({"exit_code": 143}, "fail", "exit code 143, killed by signal 15: Backup"),
+        ({"told": {}}, "unknown", "does not say what it did, or where"),
+        ({"told": {"BORG_MODE": "backup"}}, "unknown", "does not say what it did, or where"),
+        (
+            {"told": {"BORGBACKUP_HOST_LOCATION": "/backup"}},
+            "unknown",
+            "does not say what it did, or where",
+        ),
         ({"told": {"BORG_MODE": "check"}}, "fail", "no backup but a check"),
         ({"told": {"BORG_MODE": "restore"}}, "fail", "no backup but a restore"),
         (
@@ -78,7 +89,28 @@ def test_log_that_does_not_end_with_success(log: list[str]) -> None:
     assert (found.result, found.evidence["success_line"]) == ("unknown", False)
 
 
-def test_environment_that_says_nothing_is_no_evidence_against() -> None:
-    """Another version of AIO may name its variables otherwise."""
-    found = verdict(replace(SEEN, container=replace(CONTAINER, told={})))
-    assert (found.result, found.evidence["target"]) == ("success", None)
+@pytest.mark.parametrize(
+    ("container", "said"),
+    [
+        (None, "AIO started no backup: there is no container nextcloud-aio-borgbackup"),
+        ({"started_at": None}, "AIO started no backup"),
+        ({"id": "b" * 64, "started_at": 50.0}, "AIO started no backup"),
+    ],
+)
+def test_none_was_started(container: dict[str, Any] | None, said: str) -> None:
+    changed = None if container is None else replace(CONTAINER, **container)
+    found = verdict(replace(SEEN, container=changed, has_run=False))
+    assert (found.result, found.error) == ("fail", said)
+
+
+def test_failure_without_a_word() -> None:
+    failed = replace(CONTAINER, exit_code=137)
+    found = verdict(replace(SEEN, container=failed, log=[], errors=["", " "]))
+    error = "the backup failed: exit code 137, killed by signal 9 (out of memory?)"
+    assert (found.result, found.error) == ("fail", error)
+
+
+def test_refused_target_asks_for_its_disk_first() -> None:
+    failed = replace(CONTAINER, exit_code=1)
+    found = verdict(replace(SEEN, container=failed, errors=["delete borg.config to ..."]))
+    assert str(found.hint).startswith("is the target's disk mounted")
