@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from borg_pull.audit import encode, timestamp
@@ -32,8 +33,8 @@ _LOST: dict[str, Any] = {
     "status": "finished",
     "result": "unknown",
     "exit": BORG_ERROR,
-    "error": "its end could not be written here; see the audit log",
-    "duration": None,
+    "error": "its end could not be written here",
+    "hint": "see the audit log",
     "target_restored": None,
 }
 
@@ -104,7 +105,9 @@ class Jobs:
         # It may have ended between.
         summary = self._read_head(job)
         if summary is not None and summary["status"] != "finished":
-            summary |= _LOST | {"ended": self._changed(job)}
+            ended = self._changed(job)
+            duration = round(max(0.0, ended - _seconds(summary["created"])), 3)
+            summary |= _LOST | {"ended": timestamp(ended), "duration": duration}
         return summary
 
     def _read_head(self, job: str) -> dict[str, Any] | None:
@@ -193,10 +196,10 @@ class Jobs:
         names = (name.removesuffix(_SUFFIX) for name in os.listdir(self._directory))
         return [name for name in names if is_session(name)]
 
-    def _changed(self, job: str) -> str:
+    def _changed(self, job: str) -> float:
         with contextlib.suppress(OSError):
-            return timestamp(os.stat(self._path(job)).st_mtime)
-        return timestamp(time.time())
+            return os.stat(self._path(job)).st_mtime
+        return time.time()
 
     def _clear_old(self) -> None:
         """Remove what is too old, and what no head says anything about."""
@@ -219,6 +222,10 @@ class Jobs:
                 count += 1
                 if count > keep and not is_last:
                     self.remove(head["job_id"])
+
+
+def _seconds(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()
 
 
 def label(head: Mapping[str, Any]) -> tuple[str, str]:

@@ -369,7 +369,9 @@ class Runs:
         else:
             outcome = replace(_killed(entry["state"]), is_settled=False)
         if not outcome.is_settled:
-            outcome = self._restore(entry, outcome)
+            tried = self._restore(entry, outcome)
+            if tried.is_settled or "outcome" not in entry:
+                outcome = tried  # else it says already why it waits
             if outcome.is_settled:
                 is_back = outcome.target_restored
                 why = outcome.error if is_back is False else None

@@ -108,6 +108,9 @@ def test_end_that_found_no_room_in_its_file(host: Host) -> None:
         (job,) = runs_of(host).jobs.all()
         assert (complete["result"], complete["job"]) == ("success", job["job_id"])
         assert (job["status"], job["result"]) == ("finished", "unknown")
-        assert "see the audit log" in job["error"]
+        assert job["hint"] == "see the audit log"
+        shown = host.run("jobs")
+        assert (shown.returncode, "could not be written" in shown.stdout) == (0, True)
+        assert host.run("job", job["job_id"]).stderr == ""
     finally:
         disk.unmount()

@@ -164,6 +164,20 @@ def test_full_disk(host: Host, what: str) -> None:
         disk.unmount()
 
 
+def test_end_that_waits_is_worded_once(host: Host) -> None:
+    """However often it is tried while the volume of AIO's configuration is away."""
+    die_when(host, {"state": "restore-target"})
+    kept = host.aio.data.rename(host.aio.data.with_name("away"))
+    runs = Runs(load_for(str(host.config), None), QUICK)
+    assert [runs.settle() for _ in range(3)] == [False] * 3
+    entry = host.journal()
+    assert entry is not None
+    assert entry["outcome"]["error"].count("not put back yet") == 1
+    kept.rename(host.aio.data)
+    settled(host)
+    assert (target_of(host), len(host.records("action_complete"))) == ("first", 1)
+
+
 # Rotation
 
 
