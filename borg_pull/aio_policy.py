@@ -316,7 +316,11 @@ AIO_KEYS = (
         doc="Address of the container engine's API, or of a proxy before it: `unix:///PATH` or "
         "`tcp://HOST:PORT`.",
     ),
-    _path_key("socket", "/run/borg-pull-aio/companion.sock", "Socket of the companion."),
+    _path_key(
+        "socket",
+        "/run/borg-pull-aio/companion.sock",
+        "Socket of the companion; `borg-pull-aio.socket` has the same.",
+    ),
     _path_key(
         "state_dir",
         "/var/lib/borg-pull-aio",

@@ -59,7 +59,10 @@ class NextcloudHost(TwoHosts):
     ================================  =================================================
     """
 
-    more_places = ("/run/borg-pull-aio", "/var/lib/borg-pull-aio")
+    more_places = (
+        *("/run/borg-pull-aio", "/var/lib/borg-pull-aio"),
+        "/var/lib/prometheus/node-exporter",
+    )
 
     def __init__(self, workplace: Workplace, aio: StandIn) -> None:
         super().__init__(workplace)
@@ -78,6 +81,7 @@ class NextcloudHost(TwoHosts):
             f"{volumes}/nextcloud_aio_database_dump/_data": str(aio.root / "dump"),
             "/mnt/backup": str(aio.root / "second"),
         }
+        self.path("/var/lib/prometheus/node-exporter").mkdir()
         steps = [step for step in commands(QUICKSTART) if step.section in INSTALLS]
         steps = [step for step in steps if step.shown != STARTS_SSHD and "doctor" not in step.text]
         follow(self, [step for step in steps if step.prompt == "source#"])
