@@ -179,6 +179,11 @@ class Jobs:
         except OSError as error:
             raise SystemRefusedError.because(f"{path} cannot be written", error) from error
 
+    def withdraw(self, job: str) -> None:
+        """Take the word back."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._path(job, ".cancel"))
+
     def cancelled_by(self, job: str) -> str | None:
         """Who has asked to cancel it."""
         try:

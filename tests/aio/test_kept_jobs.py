@@ -11,11 +11,12 @@ import signal
 import pytest
 
 from borg_pull.aio import condition
+from borg_pull.aio.cancelling import cancel
 from borg_pull.aio.policy import load_for
 from borg_pull.aio.runs import Runs
 from borg_pull.aio.trail import ActionTrail
 from borg_pull.audit import new_session
-from borg_pull.errors import SystemRefusedError
+from borg_pull.errors import BusyError, SystemRefusedError
 from tests.aio.host import Host
 from tests.aio.test_crash import die_when, settled, wanted
 from tests.harness.disk import Disk
@@ -86,6 +87,24 @@ def test_killed_before_its_start_is_on_record(host: Host, monkeypatch: pytest.Mo
     assert [job["status"] for job in runs_of(host).jobs.all()] == ["running"]
     settled(host)
     assert (runs_of(host).jobs.all(), host.records(), host.journal()) == ([], [], None)
+
+
+@pytest.mark.parametrize("then", ["preflight", "run", "watch", None])
+def test_cancelled_while_it_goes_on(
+    host: Host, monkeypatch: pytest.MonkeyPatch, then: str | None
+) -> None:
+    """Whoever is told that a run is being cancelled has left word before the run looks for it."""
+    runs, job = runs_of(host), new_session()
+    states = iter(["switch-target", then])
+    monkeypatch.setattr(runs, "state_of", lambda _job: next(states))
+    if then in ("run", "watch"):
+        with pytest.raises(BusyError, match=f"in the state {then}, which nothing may end"):
+            cancel(runs, job, "client luna")
+        # And the run does not take it for one that is meant for a later state.
+        assert runs.jobs.cancelled_by(job) is None
+    else:
+        cancel(runs, job, "client luna")
+        assert runs.jobs.cancelled_by(job) == "client luna"
 
 
 def test_end_that_found_no_room_in_its_file(host: Host) -> None:
