@@ -211,6 +211,21 @@ passphrase_stdin = true
     assert not [key for key in codes(answer).values() if key.startswith("client.")]
 
 
+def test_a_client_of_nextcloud_aio_needs_no_path(tmp_path: Path) -> None:
+    config = write(
+        tmp_path / "config.toml",
+        f"{RUNTIME}[aio.target.t]\nhost_location = '/b'\n[client.luna]\naio_targets = ['t']\n",
+    )
+    answer = run("check", config, "--json")
+    assert not [key for key in codes(answer).values() if key.startswith("client.")]
+
+
+def test_says_what_an_admins_key_may_ask_for(tmp_path: Path) -> None:
+    rules = "[features]\nenable_admin = true\n[client.luna]\nrole = 'admin'\n"
+    answer = run("check", write(tmp_path / "config.toml", RUNTIME + rules))
+    assert "whoever holds the client's key may ask for lockdown " in answer.stdout
+
+
 def test_warnings_of_paths_that_would_be_refused(tmp_path: Path) -> None:
     write(tmp_path / "data/file", "")
     (tmp_path / "link").symlink_to("data")
