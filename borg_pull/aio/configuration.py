@@ -174,7 +174,9 @@ class AioConfiguration:
         try:
             if not stat.S_ISREG(os.fstat(place).st_mode):
                 raise ConfigurationError(f"{self.path} is not a regular file")
-            descriptor = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+            # Not to wait for who holds a lease of it.
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(f"/proc/self/fd/{place}", flags)
         finally:
             os.close(place)
         with open(descriptor, "rb") as file:

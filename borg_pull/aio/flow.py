@@ -735,11 +735,11 @@ def restored(
 
 def waiting(outcome: Outcome, previous: TargetKeys, error: Exception) -> Outcome:
     """``outcome`` of a run whose ``previous`` target could not be put back, but will be."""
-    why = f"unexpected {type(error).__name__}: {error}"
+    why, hint = f"unexpected {type(error).__name__}: {error}", outcome.hint
     if isinstance(error, BorgPullError):
-        why = error.message
+        why, hint = error.message, hint or error.hint
     waits = f"AIO's previous target {shown(previous)} is not put back yet: {why}"
-    return replace(_worse(outcome, waits), target_restored=None, is_settled=False)
+    return replace(_worse(outcome, waits), hint=hint, target_restored=None, is_settled=False)
 
 
 def _worse(outcome: Outcome, error: str) -> Outcome:

@@ -6,7 +6,9 @@ import json
 import os
 import stat
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -227,6 +229,29 @@ def watched(opened: list[str]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("borg_pull.aio.configuration.os.open", noting)
         yield
+
+
+def test_lease_on_it_keeps_nobody_waiting(place: Path) -> None:
+    """Who holds one has the system keep others from opening the file, for most of a minute."""
+    path = place / "configuration.json"
+    script = (
+        "import fcntl, signal, sys, time; signal.signal(signal.SIGIO, signal.SIG_IGN);"
+        "file = open(sys.argv[1], 'r+'); fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK);"
+        "print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        began = time.monotonic()
+        with pytest.raises(ConfigurationError, match="cannot be used"):
+            the(place).read()
+        assert time.monotonic() - began < 5
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    assert the(place).read().target == FIRST
 
 
 @pytest.mark.needs_root

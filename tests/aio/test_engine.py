@@ -155,7 +155,9 @@ def test_log_that_is_followed_lasts_longer_than_an_answer_may(
 ) -> None:
     monkeypatch.setattr("borg_pull.aio.engine.SECONDS", 1)
     began = time.time()
-    script = "echo one; sleep 2.5; echo two >&2; head -c 300000 /dev/zero | tr '\\0' x; echo"
+    script = (
+        "sleep 1.5; echo one; sleep 1.5; echo two >&2; head -c 300000 /dev/zero | tr '\\0' x; echo"
+    )
     container = aio.container("talks", ["sh", "-c", script, str(aio.root)])
     engine = Engine(aio.daemon.address)
     said = b"".join(data for _origin, data in engine.follow(container, since=began))

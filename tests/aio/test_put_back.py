@@ -94,6 +94,7 @@ def test_volume_away_for_a_moment(host: Host, monkeypatch: pytest.MonkeyPatch) -
     assert (outcome.result, outcome.exit) == ("success", BORG_WARNING)
     assert outcome.target_restored is None
     assert "first is not put back yet: " in str(outcome.error)
+    assert "is Nextcloud AIO installed" in str(outcome.hint)
     (complete,) = host.records("action_complete")
     assert (complete["target_restored"], complete["error"]) == (None, outcome.error)
     assert target(host) == "second"
