@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +123,7 @@ def metrics(policy: AioPolicy, runs: Runs) -> dict[str, Any]:
     for job in reversed(runs.jobs.all()):
         if job["status"] == "finished":
             names = label(job)
-            ended.labels(*names).set(_seconds(job["ended"]))
+            ended.labels(*names).set(min(_seconds(job["ended"]), time.time()))
             success.labels(*names).set(int(job["result"] == "success"))
             duration.labels(*names).set(job["duration"] or 0)
     under_way = Gauge(

@@ -62,7 +62,10 @@ class Jobs:
         """A new job's events; the client's oldest jobs make room. Raises SystemRefusedError."""
         self._clear_old()
         self._clear_of(head.get("client"), self._keep - 1)
-        line = {"type": "job", "job_id": job, **head, "created": timestamp(time.time())}
+        # The clock may be set back; what ran last must stay what ran last.
+        sequence = 1 + max((_sequence(one) for one in self.all()), default=0)
+        line = {"type": "job", "job_id": job, "sequence": sequence, **head}
+        line["created"] = timestamp(time.time())
         path = self._path(job)
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
@@ -136,7 +139,7 @@ class Jobs:
         heads = [self.head(job) for job in self._ids()]
         return sorted(
             (head for head in heads if head is not None),
-            key=lambda head: str(head["created"]),
+            key=lambda head: (_sequence(head), str(head["created"])),
             reverse=True,
         )
 
@@ -231,6 +234,11 @@ class Jobs:
 
 def _seconds(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
+
+
+def _sequence(head: Mapping[str, Any]) -> int:
+    number = head.get("sequence")
+    return number if isinstance(number, int) else 0
 
 
 def label(head: Mapping[str, Any]) -> tuple[str, str]:

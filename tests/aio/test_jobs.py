@@ -122,6 +122,19 @@ def test_file_without_a_head_makes_room(state: Path) -> None:
     assert [path.stem for path in (state / "jobs").iterdir()] == [job]
 
 
+def test_a_clock_that_was_ahead_hides_no_later_job(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, ids = Jobs(str(state), keep=9, keep_days=10), [new_session(), new_session()]
+    now = time.time()
+    for job, ahead, result in zip(ids, (365 * 86400, 0), ("success", "fail"), strict=True):
+        monkeypatch.setattr("time.time", lambda ahead=ahead: now + ahead)
+        events = jobs.create(job, {"client": "luna", "action": "a"})
+        events.add("result", result=result, exit=0, error=None, duration=1.0)
+        events.close()
+    assert [one["result"] for one in jobs.all()] == ["fail", "success"]
+
+
 def test_size_is_bounded_and_the_result_is_kept(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
