@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from borg_pull.aio.configuration import AioConfiguration, shown
 from borg_pull.aio.engine import Container, Engine, EngineError
-from borg_pull.aio.flow import PREFIX, lock_files, script_runs
+from borg_pull.aio.flow import PREFIX, REPOSITORY_LOCK_FILE, lock_files, script_runs
 from borg_pull.aio.jobs import label
 from borg_pull.aio.verdict import SUCCESS_LINES, rfc3339
 from borg_pull.errors import BorgPullError
@@ -45,12 +45,16 @@ def status(policy: AioPolicy, runs: Runs) -> dict[str, Any]:
             "set_up": content.is_set_up,
             "target": shown(content.target),
             "target_name": name_of_target(policy, content.target),
-            "lock_files": sorted(lock_files(aio, content.target)),
+            "lock_files": [],
             "error": None,
         }
+        answer["lock_files"] = sorted(lock_files(aio, content.target))
     except BorgPullError as error:
         answer |= {"set_up": None, "target": None, "target_name": None, "lock_files": []}
         answer["error"] = error.message
+    except OSError as error:
+        reason = error.strerror or error
+        answer["error"] = f"the target's file system cannot be looked at: {reason}"
     answer["under_way"] = (
         answer["running"] is not None
         or (last is not None and last["verdict"] == "running")
@@ -78,7 +82,14 @@ def amiss(policy: AioPolicy, found: Mapping[str, Any]) -> list[str]:
     if down:
         faults.append(f"not up and healthy: {', '.join(down)}")
     if found["lock_files"]:
-        faults.append(f"a crash has left {', '.join(found['lock_files'])}")
+        left = [name for name in found["lock_files"] if name != REPOSITORY_LOCK_FILE]
+        if left:
+            faults.append(f"a crash has left {', '.join(left)}")
+        if REPOSITORY_LOCK_FILE in found["lock_files"]:
+            faults.append(
+                f"{REPOSITORY_LOCK_FILE} in the repository makes AIO refuse: a script works on it, "
+                "or has left that"
+            )
     return faults
 
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 import queue
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from borg_pull.aio.configuration import (
 )
 from borg_pull.aio.engine import Container, Engine, EngineError
 from borg_pull.aio.jobs import MAX_LINE
+from borg_pull.aio.places import modes
 from borg_pull.aio.texts import MAX_TARGET, MAX_TEXT, Secrets, brief
 from borg_pull.aio.verdict import (
     INITIALISED,
@@ -270,7 +272,7 @@ class Flow:
             )
         running = self._engine.running()
         self._before = self._engine.inspect(settings.borgbackup_container)
-        self._check_idle(running, is_restore=content.is_restore)
+        check_idle(self._engine, settings, running, is_restore=content.is_restore)
         self._target = content.target
         if self._plan.target is not None:
             self._target = keys_of_target(self._plan.target)
@@ -289,21 +291,11 @@ class Flow:
         self._expected = sorted({*others, settings.apache_container} - set(own))
         self._check_cancelled()
 
-    def _check_idle(self, running: list[str], *, is_restore: bool) -> None:
-        settings = self._settings
-        if settings.borgbackup_container in running:
-            what = "a restore" if is_restore else "a backup or check"
-            raise BusyError(f"AIO runs {what} of its own", "try again when that is over")
-        if settings.watchtower_container in running:
-            raise BusyError("AIO is being updated", "try again when that is over")
-        if script_runs(self._engine, settings.mastercontainer):
-            raise BusyError("AIO's daily backup runs already", "try again when that is over")
-
     def _check_location(self) -> None:
         """AIO would have made what is missing there, on whatever file system it is."""
         where = shown(self._target)
         try:
-            left = _in_time(self._pace.reach, self._look_at_location)
+            left = self._look_at_location()
         except TimeoutError as error:
             raise FailedError(
                 f"target {where} or a lock file of AIO's cannot be looked at: {error}",
@@ -321,22 +313,23 @@ class Flow:
     def _look_at_location(self) -> dict[str, str]:
         """AIO's lock files. Raises FailedError for a target that is not where it should be."""
         location = _location(self._settings, self._target)
-        if location is not None and not self._target.get(REMOTE_REPOSITORY):
-            is_volume = self._target.get(HOST_LOCATION) == BACKUP_VOLUME  # the engine makes it
-            if not is_volume and not os.path.isdir(location):
+        # The engine makes the volume, and mounts what it may be bound to while it is used.
+        is_volume = self._target.get(HOST_LOCATION) == BACKUP_VOLUME
+        if location is not None and not is_volume and not self._target.get(REMOTE_REPOSITORY):
+            repository = f"{location}/borg"
+            config = f"{repository}/config"
+            found = modes((location, config), self._settings.state_dir, self._pace.reach)
+            if not stat.S_ISDIR(found.get(location, 0)):
                 raise FailedError(
                     f"{brief(location, MAX_TARGET)} is not there; is its disk mounted?",
                     "nothing was stopped or changed",
                 )
-            repository = f"{location}/borg"
-            if self._configuration.has_beside(INITIALISED) and not os.path.isfile(
-                f"{repository}/config"
-            ):
+            if self._configuration.has_beside(INITIALISED) and config not in found:
                 raise FailedError(
                     f"no repository in {brief(repository, MAX_TARGET)}; is its disk mounted?",
                     REFUSED_TARGET,
                 )
-        return lock_files(self._settings, self._target)
+        return lock_files(self._settings, self._target, self._pace.reach)
 
     def _check_reachable(self) -> None:
         remote = self._target.get(REMOTE_REPOSITORY)
@@ -349,7 +342,8 @@ class Flow:
         except ValueError as error:
             raise FailedError(f"target {target} is no URL: {error}") from error
         try:
-            greeting = _in_time(self._pace.reach, lambda: _greeting(where, self._pace.reach))
+            # The name may take its part of it, too.
+            greeting = _in_time(2 * self._pace.reach, lambda: _greeting(where, self._pace.reach))
         except OSError as error:
             raise FailedError(
                 f"target {target}: port {where[1]} of {where[0]} does not answer: "
@@ -782,17 +776,37 @@ def script_runs(engine: Engine, mastercontainer: str) -> bool:
     raise EngineError(f"engine: {mastercontainer} does not say what runs in it")
 
 
-def lock_files(settings: AioSettings, target: TargetKeys) -> dict[str, str]:
-    """AIO's lock files that are there, by name. While nothing runs a crash has left them."""
-    places = {
-        LOCK_FILE: os.path.dirname(settings.configuration_file),
-        DUMP_LOCK_FILE: settings.database_dump_dir,
+def check_idle(
+    engine: Engine, settings: AioSettings, running: list[str], *, is_restore: bool
+) -> None:
+    """Raises BusyError while AIO works on its own, EngineError."""
+    if settings.borgbackup_container in running:
+        what = "a restore" if is_restore else "a backup or check"
+        raise BusyError(f"AIO runs {what} of its own", "try again when that is over")
+    if settings.watchtower_container in running:
+        raise BusyError("AIO is being updated", "try again when that is over")
+    if settings.mastercontainer in running and script_runs(engine, settings.mastercontainer):
+        raise BusyError("AIO's daily backup runs already", "try again when that is over")
+
+
+def lock_files(
+    settings: AioSettings, target: TargetKeys, seconds: float = _REACH_SECONDS
+) -> dict[str, str]:
+    """AIO's lock files that are there, by name. While nothing runs a crash has left them.
+
+    Raises TimeoutError when the target's file system has not answered in ``seconds``, OSError.
+    """
+    paths = {
+        LOCK_FILE: f"{os.path.dirname(settings.configuration_file)}/{LOCK_FILE}",
+        DUMP_LOCK_FILE: f"{settings.database_dump_dir}/{DUMP_LOCK_FILE}",
     }
+    found = {name: path for name, path in paths.items() if os.path.lexists(path)}
     location = _location(settings, target)
     if location is not None:
-        places[REPOSITORY_LOCK_FILE] = f"{location}/borg"
-    paths = {name: f"{directory}/{name}" for name, directory in places.items()}
-    return {name: path for name, path in paths.items() if os.path.lexists(path)}
+        path = f"{location}/borg/{REPOSITORY_LOCK_FILE}"
+        if modes((path,), settings.state_dir, seconds):
+            found[REPOSITORY_LOCK_FILE] = path
+    return found
 
 
 def _location(settings: AioSettings, target: TargetKeys) -> str | None:
@@ -813,8 +827,8 @@ T = TypeVar("T")
 
 
 def _in_time(seconds: float, look: Callable[[], T]) -> T:
-    """What ``look`` returns or raises; TimeoutError when it has not by then. Neither a name server
-    nor a file system whose host is gone can be told how long it may take."""
+    """What ``look`` returns or raises; TimeoutError when it has not by then. No name server can be
+    told how long it may take. Not for file systems: see `places`."""
     found: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
 
     def work() -> None:
@@ -839,11 +853,11 @@ def _raise(error: Exception) -> NoReturn:
 
 def _greeting(where: tuple[str, int], seconds: float) -> bytes:
     """The first bytes that whoever answers there says. Raises OSError, ValueError."""
-    deadline = time.monotonic() + seconds
     fault: OSError = TimeoutError("its name has no address")
-    for family, kind, protocol, _, address in socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[
-        :_MOST_ADDRESSES
-    ]:
+    found = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[:_MOST_ADDRESSES]
+    for family, kind, protocol, _, address in found:
+        # Each its part: the first may be one that this network does not reach.
+        deadline = time.monotonic() + seconds / len(found)
         said = b""
         try:
             with socket.socket(family, kind, protocol) as connection:

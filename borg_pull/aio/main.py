@@ -25,6 +25,7 @@ from borg_pull.errors import (
     BORG_WARNING,
     ConfigurationError,
     NotAllowedError,
+    RequestError,
     SystemRefusedError,
     printable,
 )
@@ -145,7 +146,7 @@ def metrics(context: click.Context, output: str | None) -> None:
     if output is None:
         put(text)
     else:
-        replace(os.path.abspath(output), text.encode("utf-8"))
+        replace(_replaceable(output), text.encode("utf-8"))
 
 
 @cli.command(short_help="List jobs, the newest first.")
@@ -269,6 +270,15 @@ def check_config(context: click.Context) -> None:
 def _tell_all(faults: Iterable[str]) -> None:
     for fault in faults:
         click.echo(printable(fault), err=True)
+
+
+def _replaceable(path: str) -> str:
+    """The absolute path of what may be replaced. Raises RequestError for a device, a link and the
+    like, and for no name at all."""
+    path = os.path.abspath(path) if path else path
+    if not path or (os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path))):
+        raise RequestError(f"--output {printable(path)!r} is no regular file", "name another")
+    return path
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ from borg_pull.aio.flow import (
     Outcome,
     Pace,
     Plan,
+    check_idle,
     is_unread,
     keys_of_target,
     restored,
@@ -223,7 +224,12 @@ class Runs:
                     "try again when it has ended",
                 )
             configuration = AioConfiguration(self._policy.aio.configuration_file)
-            before = configuration.read().target
+            content = configuration.read()
+            before = content.target
+            engine = Engine(self._policy.aio.engine)
+            # What runs may not have read its target yet.
+            is_restore = content.is_restore
+            check_idle(engine, self._policy.aio, engine.running(), is_restore=is_restore)
             told = {
                 "action": None,
                 "kind": TARGET_SET,

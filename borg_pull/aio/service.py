@@ -429,10 +429,12 @@ class _Answer:
         head = self._head(policy, ask, runs)
         self._send(head)
         job = str(ask.job)
-        if ask.follow:
-            with contextlib.closing(Place(policy.aio.state_dir, ask.client)):
+        if not ask.follow and ask.start == 1:
+            return BORG_SUCCESS, None, None
+        # Also what is read without waiting may be read slowly.
+        with contextlib.closing(Place(policy.aio.state_dir, ask.client)):
+            if ask.follow:
                 return self._follow(runs, job, ask.start)
-        if ask.start != 1:
             for event in runs.jobs.events(job, ask.start):
                 self._send(event)
         return BORG_SUCCESS, None, None

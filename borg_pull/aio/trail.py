@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from borg_pull.accounts import acting_as, forced_command_account
 from borg_pull.aio.texts import brief
 from borg_pull.audit import AuditLog, Common, is_among
+from borg_pull.errors import AuditError
 
 if TYPE_CHECKING:
     from borg_pull.aio_policy import AioPolicy
@@ -20,6 +21,7 @@ START = "action_start"
 COMPLETE = "action_complete"
 _HOUR = 60 * 60
 _ATTEMPTS = 3
+_MOST_BYTES = 1 << 30
 
 
 class ActionTrail:
@@ -68,7 +70,11 @@ def _rotated(log: str) -> list[str]:
     """FILE.N and FILE.N.gz, as logrotate names them."""
     directory, name = os.path.split(log)
     found = []
-    for entry in os.listdir(directory):
+    try:
+        entries = os.listdir(directory)
+    except OSError:
+        return []  # as with what cannot be read
+    for entry in entries:
         number = entry.removeprefix(f"{name}.").removesuffix(".gz")
         if entry.startswith(f"{name}.") and number.isdecimal():
             found.append(os.path.join(directory, entry))
@@ -86,13 +92,30 @@ def _holds(path: str, event: str, session: str) -> bool:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return False
             if not path.endswith(".gz"):
-                return is_among(file.read, event, session)
+                return is_among(_bounded(file.read, path), event, session)
             with gzip.GzipFile(fileobj=file) as unpacked:
-                return is_among(unpacked.read, event, session)
+                return is_among(_bounded(unpacked.read, path), event, session)
     except FileNotFoundError:
         raise
     except (OSError, EOFError, zlib.error):
         return False
+
+
+def _bounded(read: Callable[[int], bytes], path: str) -> Callable[[int], bytes]:
+    """``read`` that raises AuditError when there is more than anybody keeps in one log."""
+    left = _MOST_BYTES
+
+    def bounded(size: int) -> bytes:
+        nonlocal left
+        block = read(size)
+        left -= len(block)
+        if left < 0:
+            raise AuditError(
+                f"{path} is too large to look for a record in it", "move it out of the directory"
+            )
+        return block
+
+    return bounded
 
 
 def _brief(fields: Mapping[str, JSONValue]) -> dict[str, JSONValue]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from borg_pull.aio import flow
 from borg_pull.aio.engine import Engine, Origin
 from borg_pull.aio.flow import Flow, Outcome, Pace, Plan, _lines
 from borg_pull.aio.jobs import Jobs
@@ -74,7 +75,7 @@ class Bench:
             keep_days=10,
         )
         events = self.jobs.create(self.job, {"client": None})
-        flow = Flow(
+        under_test = Flow(
             Plan(**(plan | changed)),
             settings,
             Engine(engine),
@@ -83,7 +84,7 @@ class Bench:
             lambda: self.cancelled,
             QUICK,
         )
-        return flow.run()
+        return under_test.run()
 
     @contextmanager
     def running(self, **changed: Any) -> Iterator[Callable[[], Outcome]]:
@@ -673,13 +674,56 @@ def test_name_of_very_many_addresses(bench: Bench, monkeypatch: pytest.MonkeyPat
     assert bench.aio.calls() == []
 
 
+def test_second_address_is_tried_when_the_first_is_out_of_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where a name has an IPv6 address, and the network no IPv6."""
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as full,
+        socket.create_server(("127.0.0.1", 0)) as answers,
+        contextlib.ExitStack() as waiting,
+    ):
+        for _ in range(4):
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        places = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", server.getsockname())
+            for server in (full, answers)
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: places)
+
+        def greet() -> None:
+            connection, _ = answers.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-x\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        assert flow._greeting(("far.example", 22), 4) == b"SSH-"
+
+
+def test_volume_that_the_engine_mounts_when_it_is_used(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of its content is to be seen before; that is no missing repository."""
+    assert bench.run().result == "success"
+    assert (bench.aio.data / "borg.config").exists()
+    place = bench.aio.root / "nextcloud_aio_backupdir/_data"
+    place.mkdir(parents=True)
+    monkeypatch.setattr(flow, "_volume_beside", lambda *_: str(place))
+    target = Target(name="volume", remote_repo=None, host_location=flow.BACKUP_VOLUME)
+    bench.job = new_session()
+    bench.run(target=target, restore_after=True)
+    assert len(bench.aio.calls()) == 2, "AIO's script was asked"
+
+
 def test_name_server_that_does_not_answer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     is_over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: is_over.wait(60) and [])
     target = Target(name="far", remote_repo="ssh://borg@far.example:22/x", host_location=None)
     outcome = bench.run(target=target, restore_after=True)
     is_over.set()
-    assert "port 22 of far.example does not answer: no answer in 2 s" in str(outcome.error)
+    assert "port 22 of far.example does not answer: no answer in 4 s" in str(outcome.error)
 
 
 def test_engine_gone_and_back(bench: Bench) -> None:

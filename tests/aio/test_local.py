@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 
@@ -83,6 +84,16 @@ def test_how_aio_stands(host: Host) -> None:
     place = host.place / "textfile"
     place.mkdir()
     assert host.run("metrics", "--output", str(place / "aio.prom")).returncode == 0
+    pipe, link = place / "pipe", place / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(place / "aio.prom")
+    for other in (str(pipe), str(link), str(place), ""):
+        refused = host.run("metrics", "--output", other)
+        assert (refused.returncode, "is no regular file" in refused.stderr) == (64, True)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    pipe.unlink()
+    link.unlink()
     assert (place / "aio.prom").read_text() == host.run("metrics").stdout
     assert [path.name for path in place.iterdir()] == ["aio.prom"]
 

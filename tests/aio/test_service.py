@@ -254,6 +254,26 @@ def test_target_is_not_set_during_a_run(host: Host) -> None:
     host.ask("job", job=job, follow=True, **since(1))
 
 
+def test_target_is_not_set_while_aio_works_on_its_own(host: Host) -> None:
+    """Its script may not have read where to yet."""
+    host.configure(client=ADMIN, more=SWITCHES)
+    host.start()
+    client = host.aio.daemon.client
+    host.aio.turn("hold")
+    begun = client.exec_create(
+        "nextcloud-aio-mastercontainer", ["/daily-backup.sh"], environment={"DAILY_BACKUP": "1"}
+    )
+    client.exec_start(begun["Id"], detach=True)
+    until(lambda: backup_runs(host), seconds=20, what="the backup container")
+    refused = host.ask("target-set", target="second")
+    assert (refused.exit, "of its own" in refused.end["error"]) == (75, True)
+    assert host.aio.read()["borg_backup_host_location"].endswith("/first")
+    assert host.records("action_start") == []
+    host.aio.release("hold")
+    until(lambda: not backup_runs(host), seconds=60, what="its end")
+    until(lambda: host.ask("target-set", target="second").exit == 0, seconds=30, what="the target")
+
+
 def test_lockdown(host: Host) -> None:
     host.configure(client=ADMIN, more=SWITCHES)
     host.start()
