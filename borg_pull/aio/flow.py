@@ -296,10 +296,11 @@ class Flow:
         where = shown(self._target)
         try:
             left = self._look_at_location()
-        except TimeoutError as error:
+        except OSError as error:
             raise FailedError(
-                f"target {where} or a lock file of AIO's cannot be looked at: {error}",
-                "does its file system still answer?",
+                f"target {where} or a lock file of AIO's cannot be looked at: "
+                f"{error.strerror or error}",
+                "is it a path, and does its file system still answer?",
             ) from error
         for name, path in left.items():
             if name == REPOSITORY_LOCK_FILE:

@@ -7,6 +7,7 @@ looks, one at a time on this host, and is left to itself when it does not answer
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -34,6 +35,9 @@ def modes(paths: Sequence[str], state_dir: str, seconds: float) -> dict[str, int
             env={"LC_ALL": "C"},
             pass_fds=(lock,),
         )
+    except ValueError as error:
+        # Whoever writes AIO's configuration may name what is no path at all.
+        raise OSError(errno.EINVAL, "it is no path") from error
     finally:
         os.close(lock)
     try:

@@ -47,6 +47,13 @@ def test_what_is_there(tmp_path: Path) -> None:
     assert stat.S_ISDIR(found[paths[2]])
 
 
+@pytest.mark.parametrize("path", ["/a\0b", "/\ud800", "/" + "x" * 200_000])
+def test_what_is_no_path(tmp_path: Path, path: str) -> None:
+    with pytest.raises(OSError, match=r"it is no path|Argument list too long"):
+        modes([path], str(tmp_path), 20)
+    assert modes([str(tmp_path)], str(tmp_path), 20)
+
+
 @pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="the kernel has no FUSE")
 def test_what_does_not_answer_holds_nobody(tmp_path: Path) -> None:
     place = tmp_path / "place"

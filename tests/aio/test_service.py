@@ -317,6 +317,22 @@ def test_status_health_and_metrics(host: Host) -> None:
     assert (answer.exit, answer.only("health")["amiss"]) == (1, ["nextcloud-aio-apache"])
 
 
+@pytest.mark.parametrize("place", ["/a\0b", "/\ud800", "/" + "x" * 200_000])
+def test_target_that_is_no_path(host: Host, place: str) -> None:
+    """Whoever writes AIO's configuration may have it say anything."""
+    host.start()
+    host.aio.change(borg_backup_host_location=place)
+    status = host.ask("aio-status")
+    assert status.exit == 0
+    assert "cannot be looked at" in status.only("aio-status")["error"]
+    refused = host.ask("run", action="nightly", detach=False)
+    assert (refused.exit, "cannot be looked at" in refused.end["error"]) == (2, True)
+    assert host.aio.calls() == []
+    host.aio.change(borg_backup_host_location=str(host.aio.root / "first"))
+    assert host.ask("aio-status").only("aio-status")["error"] is None
+    assert host.ask("run", action="nightly", detach=False).exit == 0
+
+
 def test_engine_not_there(host: Host) -> None:
     host.config.write_text(
         host.config.read_text().replace(host.aio.daemon.address, "unix:///nowhere/api.sock")
