@@ -805,7 +805,7 @@ def lock_files(
     location = _location(settings, target)
     if location is not None:
         path = f"{location}/borg/{REPOSITORY_LOCK_FILE}"
-        if modes((path,), settings.state_dir, seconds):
+        if path in modes((location, path), settings.state_dir, seconds):
             found[REPOSITORY_LOCK_FILE] = path
     return found
 

@@ -2,7 +2,7 @@
 
 A process that looks at such a place cannot be ended, and a thread of ours that does keeps this
 process from all that takes every thread, such as acting as another account. So another program
-looks, one at a time on this host, and is left to itself when it does not answer.
+looks, one at a time at each place, and is left to itself when it does not answer.
 """
 
 from __future__ import annotations
@@ -12,20 +12,25 @@ import fcntl
 import os
 import subprocess
 import time
+import zlib
 from collections.abc import Sequence
 
+from borg_pull.aio.journal import flock
+
 _POLL = 0.02
+_PLACES = 4096
 
 
 def modes(paths: Sequence[str], state_dir: str, seconds: float) -> dict[str, int]:
-    """The modes (st_mode) of those of ``paths`` that are there, links followed.
+    """The modes (st_mode) of those of ``paths`` that are there, links followed. The first is the
+    place that all lie in.
 
     Raises TimeoutError when there is no answer within ``seconds``, OSError.
     """
     deadline = time.monotonic() + seconds
     lock = os.open(f"{state_dir}/looking", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        _wait_for(lock, deadline, seconds)
+        _wait_for(lock, place_of(paths[0]), deadline, seconds)
         # The program keeps the lock for as long as it lives, which may be longer than we wait.
         looking = subprocess.Popen(
             ["/usr/bin/stat", "--dereference", "--printf=%f %n\\0", "--", *paths],
@@ -49,10 +54,15 @@ def modes(paths: Sequence[str], state_dir: str, seconds: float) -> dict[str, int
     return {name: int(mode, 16) for mode, _, name in found}
 
 
-def _wait_for(lock: int, deadline: float, seconds: float) -> None:
+def place_of(path: str) -> int:
+    """The byte of the lock file that stands for it: there are few, and no more files for it."""
+    return zlib.crc32(path.encode("utf-8", "surrogatepass")) % _PLACES
+
+
+def _wait_for(lock: int, place: int, deadline: float, seconds: float) -> None:
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.fcntl(lock, fcntl.F_OFD_SETLK, flock(fcntl.F_WRLCK, place, 1))
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise TimeoutError(

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from borg_pull.aio.places import modes
+from borg_pull.aio.journal import flock
+from borg_pull.aio.places import modes, place_of
 
 pytestmark = pytest.mark.needs_root
 
@@ -66,10 +67,13 @@ def test_what_does_not_answer_holds_nobody(tmp_path: Path) -> None:
     assert modes([str(tmp_path)], str(tmp_path), 20)
 
 
-def test_one_looks_at_a_time(tmp_path: Path) -> None:
-    """One that can neither be ended nor answer has the lock: no further one is left to wait."""
+def test_one_looks_at_a_place_at_a_time(tmp_path: Path) -> None:
+    """One that can neither be ended nor answer has the lock: no further one is left to wait, and
+    whoever looks elsewhere is not kept waiting by it."""
     with (tmp_path / "looking").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        lock = flock(fcntl.F_WRLCK, place_of(str(tmp_path)), 1)
+        fcntl.fcntl(held, fcntl.F_OFD_SETLK, lock)
         with pytest.raises(TimeoutError, match="one who looked before waits still"):
             modes([str(tmp_path)], str(tmp_path), 0.2)
+        assert modes(["/"], str(tmp_path), 20)
     assert modes([str(tmp_path)], str(tmp_path), 20)
